@@ -1,0 +1,162 @@
+"""Every option of `rpo.*`: its type, its default, its meaning and its valid range. No default is written elsewhere.
+
+Hydra reads these classes through the group `hydra_configs/rpo`, so a misspelt key or a value of the wrong type is
+already refused while the configuration is composed; `validate` refuses the values that have the right type only.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class TruncationConfig:
+    """Where a cached answer of `l` tokens is cut: `m` trailing tokens are dropped, `m ~ Uniform{min_tokens..L}`."""
+
+    max_fraction: float | None = 0.25
+    """`L` as a fraction of `l`, rounded up; in (0, 1]. Used where `max_tokens` is null. Paper: 0.5 (main table)."""
+
+    max_tokens: int | None = None
+    """`L` in tokens; at least 1. Where set it takes the place of `max_fraction`. Paper: 300, 500, 800."""
+
+    min_tokens: int = 1
+    """Smallest `m` in tokens; 0 (paper) also replays whole answers, from which the policy can only add an EOS."""
+
+    max_prefix_tokens: int | None = None
+    """Prefix budget in tokens: a longer prefix is cut to it. Null: whatever `m` leaves."""
+
+
+@dataclass
+class RolloutConfig:
+    """Which groups get a prefix and how much they may generate."""
+
+    full_rollout_every: int = 4
+    """Every n-th training step all groups are full rollouts, which train and refresh the head of the answers;
+    0 switches it off (paper). By step rather than by group, because a step lasts as long as its longest sample."""
+
+    full_rollout_prob: float = 0.0
+    """Probability, in [0, 1], that a group whose question is cached is a full rollout all the same."""
+
+    suffix_max_tokens: int | None = None
+    """Cap on the suffix of a prefixed group in tokens. Null: what `data.max_response_length` leaves."""
+
+    suffix_max_multiple: float | None = None
+    """Cap on the suffix as a multiple of `m`, rounded up. The authors' code has 1, which lets answers only shrink."""
+
+    poll_interval_s: float = 0.05
+    """Seconds between two looks of the trainer at the replay buffer. veRL's own 2 s would hide what a suffix saves."""
+
+
+@dataclass
+class RewardConfig:
+    """Length-aware shaping, `R = clip(r * sigmoid(alpha * (l_ref - l)), lo, hi)` for correct responses only."""
+
+    shaping: bool = True
+    """False trains on the base reward `r` as it is."""
+
+    alpha: float = 0.01
+    """Steepness of the sigmoid per token; at least 0 (0: no preference for short answers)."""
+
+    lo: float = 0.5
+    """Lower clip of `R`. As sigmoid <= 0.5 wherever `l >= l_ref`, 0.5 tells only the shorter answers apart."""
+
+    hi: float = 1.0
+    """Upper clip of `R`; at least `lo`."""
+
+    length_reference: str = "group"
+    """`l_ref`: mean response length of the whole `group` (paper) or of its `correct` members."""
+
+    correct_above: float = 0.0
+    """A response is correct if its `acc` (where the reward function reports one, else its reward) exceeds this."""
+
+
+@dataclass
+class CacheConfig:
+    """How the experience cache follows the groups."""
+
+    greedy_prob: float = 0.9
+    """Probability, in [0, 1], of keeping the response with the highest `R`; else another one of the group, uniformly."""
+
+    keep_correct: bool = True
+    """A correct cached answer is never replaced by a wrong response."""
+
+
+@dataclass
+class LossConfig:
+    """What the policy loss covers."""
+
+    prefix_in_loss: bool = False
+    """True puts the shared prefix into the loss (the paper's literal formula); False trains on the suffix alone."""
+
+
+@dataclass
+class Upstream:
+    """The user's own components, which RPO wraps. Filled in when the trainer starts; not for the command line."""
+
+    adv_estimator: str | None = None
+    reward_manager: str | None = None
+    reward_manager_source: str | None = None
+
+
+@dataclass
+class RPOConfig:
+    """The `rpo` section of veRL's configuration."""
+
+    truncation: TruncationConfig = field(default_factory=TruncationConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    upstream: Upstream = field(default_factory=Upstream)
+
+    seed: int = 0
+    """Seed of the truncation, full-rollout and cache draws, each a function of (seed, step, question) alone."""
+
+
+class ConfigError(ValueError):
+    """A configuration that RPO cannot run; the message names the offending key and value, and the fix."""
+
+
+def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> None:
+    """Refuse values that have the right type but make no sense.
+
+    Args:
+        rpo: the options.
+        max_response_length: `data.max_response_length`, tokens.
+        group_size: `actor_rollout_ref.rollout.n`, responses per question.
+
+    Raises:
+        ConfigError: one message with every offending key, its value and what is allowed.
+    """
+    truncation, rollout, reward = rpo.truncation, rpo.rollout, rpo.reward
+    longest = max_response_length
+    checks = [
+        ("truncation.max_tokens", truncation.max_tokens, lambda v: v is None or 1 <= v <= longest,
+         f"null or 1 to data.max_response_length = {longest}"),
+        ("truncation.max_fraction", truncation.max_fraction, lambda v: v is None or 0 < v <= 1, "in (0, 1], or null"),
+        ("truncation.min_tokens", truncation.min_tokens, lambda v: v >= 0, "at least 0"),
+        ("truncation.max_prefix_tokens", truncation.max_prefix_tokens, lambda v: v is None or 1 <= v < longest,
+         f"null or at least 1 and below data.max_response_length = {longest}, so that a suffix fits"),
+        ("rollout.full_rollout_every", rollout.full_rollout_every, lambda v: v >= 0, "at least 0 (0: never)"),
+        ("rollout.full_rollout_prob", rollout.full_rollout_prob, lambda v: 0 <= v <= 1, "in [0, 1]"),
+        ("rollout.suffix_max_tokens", rollout.suffix_max_tokens, lambda v: v is None or 1 <= v <= longest,
+         f"null or 1 to data.max_response_length = {longest}"),
+        ("rollout.suffix_max_multiple", rollout.suffix_max_multiple, lambda v: v is None or v > 0, "above 0, or null"),
+        ("rollout.poll_interval_s", rollout.poll_interval_s, lambda v: v > 0, "above 0"),
+        ("reward.alpha", reward.alpha, lambda v: v >= 0, "at least 0"),
+        ("reward.lo", reward.lo, lambda v: v <= reward.hi, f"at most reward.hi = {reward.hi}"),
+        ("reward.length_reference", reward.length_reference, ("group", "correct").__contains__, "group or correct"),
+        ("cache.greedy_prob", rpo.cache.greedy_prob, lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ]  # fmt: skip
+    problems = [f"rpo.{key}={value}: must be {allowed}" for key, value, ok, allowed in checks if not ok(value)]
+    if truncation.max_tokens is None and truncation.max_fraction is None:
+        problems.append("rpo.truncation.max_tokens=null and rpo.truncation.max_fraction=null: set one of them")
+    if truncation.max_tokens is not None and 1 <= truncation.max_tokens < truncation.min_tokens:
+        problems.append(
+            f"rpo.truncation.min_tokens={truncation.min_tokens}: must be at most "
+            f"rpo.truncation.max_tokens = {truncation.max_tokens}"
+        )
+    if group_size < 2:
+        problems.append(
+            f"actor_rollout_ref.rollout.n={group_size}: must be at least 2, a group-relative advantage of one response is 0"
+        )
+    if problems:
+        raise ConfigError("RPO cannot run with these settings:\n  " + "\n  ".join(problems))

@@ -1,0 +1,1 @@
+"""The method itself, in plain Python and numpy: question → cached answer → prefix → shaped reward → kept response."""

@@ -1,0 +1,99 @@
+"""RPO's two decisions about a question: what its next group starts from, and what the cache learns from the group."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rpo_verl.config import RPOConfig
+from rpo_verl.core import draws
+from rpo_verl.core.cache import CachedAnswer, ExperienceCache
+from rpo_verl.core.selection import choose_response
+from rpo_verl.core.truncation import draw_dropped, prefix_length
+
+Kind = Literal["full", "prefixed", "refreshed"]
+
+_NO_TOKENS = np.empty(0, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the group of one question starts from in one step; all its members share it."""
+
+    key: bytes
+    """The question."""
+
+    kind: Kind
+    """`full`: nothing cached; `prefixed`: a cached prefix; `refreshed`: cached, but a full rollout all the same."""
+
+    prefix: np.ndarray
+    """(p,) int32 token ids, empty for a full rollout."""
+
+    dropped: int
+    """The truncation length `m`, tokens; 0 for a full rollout."""
+
+    suffix_max_tokens: int
+    """Most tokens the policy may generate."""
+
+    source_step: int
+    """Step whose policy wrote the prefix; -1 for a full rollout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the cache did with a finished group."""
+
+    chosen: int
+    greedy: bool
+    stored: bool
+
+
+class PartialRollouts:
+    """Plans the start of every group and keeps the experience cache."""
+
+    def __init__(self, config: RPOConfig, max_response_length: int) -> None:
+        self.config = config
+        self.max_response_length = max_response_length
+        self.cache = ExperienceCache(keep_correct=config.cache.keep_correct)
+
+    def plan(self, key: bytes, step: int) -> Start:
+        """Decide what the question's group starts from; a function of the cache and of (seed, step, question)."""
+        answer = self.cache.get(key)
+        if answer is None:
+            return self._full(key, "full")
+        draw_key = (self.config.seed, step, key)
+        every = self.config.rollout.full_rollout_every
+        if (every and step % every == 0) or draws.uniform(*draw_key, "full") < self.config.rollout.full_rollout_prob:
+            return self._full(key, "refreshed")
+        length = len(answer.tokens)
+        dropped = draw_dropped(length, self.config.truncation, *draw_key)
+        kept = prefix_length(length, dropped, self.max_response_length, self.config.truncation)
+        if kept == 0:
+            return self._full(key, "refreshed")
+        return Start(key, "prefixed", answer.tokens[:kept], length - kept, self._room(kept, length - kept), answer.step)
+
+    def observe(self, key: bytes, step: int, shaped: np.ndarray, answers: list[CachedAnswer]) -> Outcome:
+        """Offer a finished group to the cache (paper, section 3, cache update).
+
+        Args:
+            key: the question.
+            step: the step that trains on the group.
+            shaped: (G,) float, shaped rewards `R`.
+            answers: the G responses in the same order.
+        """
+        chosen, greedy = choose_response(shaped, self.config.cache.greedy_prob, self.config.seed, step, key)
+        finite = bool(np.isfinite(answers[chosen].reward))
+        return Outcome(chosen, greedy, stored=finite and self.cache.put(key, answers[chosen]))
+
+    def _full(self, key: bytes, kind: Kind) -> Start:
+        return Start(key, kind, _NO_TOKENS, 0, self.max_response_length, -1)
+
+    def _room(self, prefix_tokens: int, dropped: int) -> int:
+        """What is left of the response budget after the prefix, within the optional caps; at least one token."""
+        rollout = self.config.rollout
+        room = self.max_response_length - prefix_tokens
+        if rollout.suffix_max_tokens is not None:
+            room = min(room, rollout.suffix_max_tokens)
+        if rollout.suffix_max_multiple is not None:
+            room = min(room, int(np.ceil(rollout.suffix_max_multiple * dropped)))
+        return max(1, room)

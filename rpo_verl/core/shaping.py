@@ -1,0 +1,36 @@
+"""Length-aware reward: among correct responses of a group the shorter one earns more; wrong ones keep their reward."""
+
+import numpy as np
+
+from rpo_verl.config import RewardConfig
+
+
+def is_correct(reward: float, accuracy: float | None, config: RewardConfig) -> bool:
+    """The one rule for "correct": the reported accuracy, or else the reward, exceeds `correct_above`; NaN does not."""
+    return bool((reward if accuracy is None else accuracy) > config.correct_above)
+
+
+def shape_group(rewards: np.ndarray, lengths: np.ndarray, correct: np.ndarray, config: RewardConfig) -> np.ndarray:
+    """Shaped rewards of one group: `R_i = clip(r_i * sigmoid(alpha * (l_ref - l_i)), lo, hi)` where correct, else `r_i`.
+
+    The paper's formula (section 3, length-aware reward) taken literally would lift wrong answers to `lo`; they are
+    left alone here.
+
+    Args:
+        rewards: (G,) float, base rewards `r`.
+        lengths: (G,) int, tokens of each whole response.
+        correct: (G,) bool.
+        config: alpha, clip bounds, length reference; with `shaping` off the rewards come back unchanged.
+
+    Returns:
+        (G,) float64.
+    """
+    rewards = np.asarray(rewards, dtype=np.float64)
+    correct = np.asarray(correct, dtype=bool)
+    if not config.shaping or not correct.any():
+        return rewards.copy()
+    lengths = np.asarray(lengths, dtype=np.float64)
+    reference = lengths[correct].mean() if config.length_reference == "correct" else lengths.mean()
+    # 1 / (1 + exp(-x)) written with tanh, which does not overflow.
+    preference = 0.5 * (1.0 + np.tanh(0.5 * config.alpha * (reference - lengths)))
+    return np.where(correct, np.clip(rewards * preference, config.lo, config.hi), rewards)

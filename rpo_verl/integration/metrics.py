@@ -1,0 +1,76 @@
+"""The `rpo/*` metrics of one training step.
+
+veRL reduces metrics by substrings of their names (`max`, `min`, `sum`, `total`, `mean`): the names here mind that.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rpo_verl.core.replay import Kind, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One response of the training batch, as RPO sees it. Lengths in tokens."""
+
+    group: str
+    key: bytes
+    kind: Kind
+    prefix_tokens: int
+    dropped: int
+    capped: bool
+    response_tokens: int
+    oldest_policy: int
+    reward: float
+    correct: bool
+
+
+def batch_metrics(
+    rows: list[Row | None], groups: dict[str, list[int]], shaped: np.ndarray, outcomes: list[Outcome]
+) -> dict[str, Any]:
+    """Metrics of the groups that RPO started; empty if there were none.
+
+    Args:
+        rows: (B,) rows of the batch, None where RPO had no part.
+        groups: group → indices of its rows.
+        shaped: (B,) float, shaped rewards.
+        outcomes: what the cache did with each group.
+    """
+    own = [row for row in rows if row is not None]
+    if not own:
+        return {}
+    prefix = np.array([row.prefix_tokens for row in own])
+    response = np.array([row.response_tokens for row in own])
+    suffix = response - prefix
+    kinds = Counter(rows[members[0]].kind for members in groups.values())
+    hit_suffix = suffix[[row.kind == "prefixed" for row in own]]
+    base_flat = [len({rows[i].reward for i in members}) == 1 for members in groups.values()]
+    shaped_flat = [float(np.ptp(shaped[members])) == 0.0 for members in groups.values()]
+    own_shaped = shaped[[row is not None for row in rows]]
+    metrics = {
+        "rpo/groups/full": kinds["full"],
+        "rpo/groups/prefixed": kinds["prefixed"],
+        "rpo/groups/refreshed": kinds["refreshed"],
+        "rpo/cache/hit_rate": 1 - kinds["full"] / len(groups),
+        "rpo/tokens/generated_total": int(suffix.sum()),
+        "rpo/tokens/reused_total": int(prefix.sum()),
+        "rpo/tokens/saved_share": float(prefix.sum() / response.sum()),
+        "rpo/reward/base_mean": float(np.mean([row.reward for row in own])),
+        "rpo/reward/shaped_mean": float(own_shaped.mean()),
+        "rpo/reward/correct_share": float(np.mean([row.correct for row in own])),
+        "rpo/groups/no_signal_share_before_shaping": float(np.mean(base_flat)),
+        "rpo/groups/no_signal_share_after_shaping": float(np.mean(shaped_flat)),
+        "rpo/suffix/capped_share": float(np.mean([row.capped for row in own])),
+        "rpo/cache/greedy_updates_total": sum(outcome.greedy for outcome in outcomes),
+        "rpo/cache/stored_updates_total": sum(outcome.stored for outcome in outcomes),
+    }
+    if hit_suffix.size:
+        metrics["rpo/tokens/generated_per_sample_on_hit"] = float(hit_suffix.mean())
+    for name, lengths in (("prefix", prefix), ("suffix", suffix), ("response", response)):
+        metrics[f"rpo/{name}/length_mean"] = float(lengths.mean())
+        metrics[f"rpo/{name}/length_max"] = int(lengths.max())
+        metrics[f"rpo/{name}/length_min"] = int(lengths.min())
+    return metrics

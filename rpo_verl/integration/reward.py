@@ -1,0 +1,57 @@
+"""The registered reward manager: the user's own manager and reward function on the whole response, and a verdict."""
+
+import math
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.trainer.ppo.reward import load_reward_manager
+
+from rpo_verl.core.shaping import is_correct
+
+#: Key of the verdict in veRL's `reward_extra_info`, from where the trainer hands it to the estimator.
+CORRECT = "rpo_correct"
+
+
+def verdict(reward: float, reward_extra_info: dict[str, Any], config: DictConfig) -> bool:
+    """Whether a response counts as correct, from its reward and the `acc` its reward function may have reported."""
+    accuracy = reward_extra_info.get("acc")
+    return is_correct(reward, None if accuracy is None else float(accuracy), config)
+
+
+class WholeResponseRewardManager(RewardManagerBase):
+    """Wraps the reward manager that the user configured; the reward itself is passed on unchanged."""
+
+    def __init__(self, config: DictConfig, tokenizer: Any, compute_score: Any, **kwargs: Any) -> None:
+        super().__init__(config, tokenizer, compute_score)
+        self._options = config.rpo.reward
+        inner = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+        with open_dict(inner):
+            inner.reward.reward_manager.name = config.rpo.upstream.reward_manager
+            inner.reward.reward_manager.source = config.rpo.upstream.reward_manager_source
+        self._inner = load_reward_manager(inner, tokenizer, **kwargs)
+
+    async def run_single(self, data: DataProto) -> dict[str, Any]:
+        """Reward of one response, prefix and suffix together.
+
+        Args:
+            data: one row, `responses` holds prefix ‖ suffix.
+
+        Returns:
+            what the user's manager returned; for training rows `reward_extra_info` gains the verdict `rpo_correct`.
+
+        Raises:
+            ValueError: if the user's reward is not a finite number; the row's group then fails as veRL fails it.
+        """
+        result = await self._inner.run_single(data)
+        reward = result["reward_score"]
+        if reward is None or not math.isfinite(reward):
+            raise ValueError(
+                f"the reward function returned {reward!r}; RPO needs a finite number for every response. "
+                f"Reward manager: {self.config.rpo.upstream.reward_manager!r}."
+            )
+        if "rpo_start" in data.non_tensor_batch:
+            info = result["reward_extra_info"]
+            result["reward_extra_info"] = {**info, CORRECT: verdict(reward, info, self._options)}
+        return result

@@ -1,0 +1,194 @@
+"""RPO around veRL's trainers: a mixin that connects cache and rollout, shapes rewards and updates the cache."""
+
+import time
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig
+from transfer_queue import KVBatchMeta
+from verl.utils.tensordict_utils import get_tensordict
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+from rpo_verl.core.cache import CachedAnswer
+from rpo_verl.core.question import question_key, tokenizer_fingerprint
+from rpo_verl.core.replay import PartialRollouts
+from rpo_verl.core.shaping import shape_group
+from rpo_verl.integration import contract
+from rpo_verl.integration.advantage import SHAPING, Shaping
+from rpo_verl.integration.injection import PrefixAgentLoopManager
+from rpo_verl.integration.metrics import Row, batch_metrics
+from rpo_verl.integration.reward import CORRECT, verdict
+from rpo_verl.integration.settings import is_enabled, take_over
+
+
+class PartialRolloutTrainer:
+    """Mixin over a registered veRL trainer, whose mode name it leaves alone: other names count as asynchronous."""
+
+    def __init__(self, config: DictConfig) -> None:
+        contract.require_supported_verl()
+        contract.require_upstream_names()
+        self.rpo_options = take_over(config)
+        super().__init__(config=config)
+        self.rpo = PartialRollouts(self.rpo_options, config.data.max_response_length)
+
+    def _build_replay_buffer(self) -> Any:
+        buffer = super()._build_replay_buffer()
+        buffer.poll_interval = self.rpo_options.rollout.poll_interval_s
+        return buffer
+
+    def fit(self, agent_loop_manager: PrefixAgentLoopManager) -> None:
+        """Connect the rollout side to the cache, then train."""
+        missing = contract.unregistered_components()
+        if missing:
+            raise contract.plugin_not_loaded("the TaskRunner", f"not registered there: {', '.join(missing)}")
+        agent_loop_manager.connect(self.rpo, self._question_key_fn())
+        super().fit(agent_loop_manager)
+
+    def _question_key_fn(self) -> Any:
+        """Chat messages → key, tokenized by the very builder the rollout uses."""
+        template_options = self.config.data.get("apply_chat_template_kwargs", {})
+        builder = create_continuous_token_builder(
+            self.tokenizer,
+            hf_model_type=None,
+            chat_template_kwargs=template_options,
+            processor=self.processor,
+        )
+        fingerprint = tokenizer_fingerprint(
+            self.tokenizer.get_vocab(), f"{self.tokenizer.chat_template}{template_options}"
+        )
+        return lambda messages: question_key(builder.build_initial_tokens(messages), fingerprint)
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """Shape the rewards of every group, let veRL compute advantages from them, then update the cache."""
+        rows = self._rows(batch)
+        groups = defaultdict(list)
+        for i, row in enumerate(rows):
+            if row is not None:
+                groups[row.group].append(i)
+        shaped = np.array([0.0 if row is None else row.reward for row in rows])
+        base = shaped.copy()
+        for members in groups.values():
+            shaped[members] = shape_group(
+                base[members],
+                np.array([rows[i].response_tokens for i in members]),
+                np.array([rows[i].correct for i in members]),
+                self.rpo_options.reward,
+            )
+        last_token = np.array([tag["response_len"] - 1 for tag in batch.tags])
+        token = SHAPING.set(Shaping(shaped - base, last_token, self.config.rpo.upstream.adv_estimator))
+        try:
+            batch = super()._compute_advantage(batch, metrics=metrics)
+        finally:
+            SHAPING.reset(token)
+
+        started = time.perf_counter()
+        outcomes = self._update_cache(batch, rows, groups, shaped)
+        metrics.update(batch_metrics(rows, groups, shaped, outcomes))
+        metrics.update(self.rpo.cache.metrics())
+        metrics.update(self.agent_loop_manager.pop_metrics())
+        metrics["timing_s/rpo_cache_update"] = time.perf_counter() - started
+        if self.rpo_options.loss.prefix_in_loss:
+            self._extend_loss_to_prefix(batch)
+        return batch
+
+    def _rows(self, batch: KVBatchMeta) -> list[Row | None]:
+        """What RPO knows of every row of the batch; None for rows it did not start (or that only pad the batch)."""
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["uid", "rm_scores", "extra_fields"]
+        )
+        rewards = data["rm_scores"].to_padded_tensor(0.0).sum(dim=-1).tolist()
+        rows = []
+        for i, (tag, extra) in enumerate(zip(batch.tags, data["extra_fields"].tolist(), strict=True)):
+            start = extra.get("rpo")
+            if start is None or tag.get("is_padding", False):
+                rows.append(None)
+                continue
+            info = extra.get("reward_extra_info") or {}
+            correct = info[CORRECT] if CORRECT in info else verdict(rewards[i], info, self.rpo_options.reward)
+            rows.append(
+                Row(
+                    group=data["uid"][i],
+                    key=start["key"],
+                    kind=start["kind"],
+                    prefix_tokens=start["prefix_tokens"],
+                    dropped=start["dropped"],
+                    capped=start["capped"],
+                    response_tokens=tag["response_len"],
+                    oldest_policy=tag["min_global_steps"],
+                    reward=rewards[i],
+                    correct=bool(correct),
+                )
+            )
+        return rows
+
+    def _update_cache(
+        self, batch: KVBatchMeta, rows: list[Row | None], groups: dict[str, list[int]], shaped: np.ndarray
+    ) -> list[Any]:
+        """Offer every group to the cache, in the order of the batch's groups."""
+        indices = [i for members in groups.values() for i in members]
+        if not indices:
+            return []
+        data = tq.kv_batch_get(
+            keys=[batch.keys[i] for i in indices], partition_id=batch.partition_id, select_fields=["responses"]
+        )
+        responses = dict(zip(indices, data["responses"].unbind(), strict=True))
+        end = {self.tokenizer.eos_token_id}
+        outcomes = []
+        for members in groups.values():
+            answers = []
+            for i in members:
+                tokens = responses[i].numpy().astype(np.int32)
+                tokens = tokens[:-1] if len(tokens) and int(tokens[-1]) in end else tokens
+                answers.append(CachedAnswer(tokens, rows[i].correct, rows[i].reward, rows[i].oldest_policy))
+            outcomes.append(self.rpo.observe(rows[members[0]].key, self.global_steps, shaped[members], answers))
+        return outcomes
+
+    def _extend_loss_to_prefix(self, batch: KVBatchMeta) -> None:
+        """Put prefixes into the loss: mask 1 and the response's own advantage on every token of it (paper, eq. of J)."""
+        fields = ["response_mask", "advantages", "returns"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        masks, advantages, returns = [], [], []
+        for mask, advantage, target, tag in zip(
+            *(data[field].unbind() for field in fields), batch.tags, strict=True
+        ):
+            if mask.any() and not tag.get("is_padding", False):
+                first = int(mask.argmax())
+                advantage, target = advantage.clone(), target.clone()
+                advantage[:first], target[:first] = advantage[first], target[first]
+                mask = torch.ones_like(mask)
+            masks.append(mask)
+            advantages.append(advantage)
+            returns.append(target)
+        nested = {
+            name: torch.nested.as_nested_tensor(values, layout=torch.jagged)
+            for name, values in (
+                ("response_mask", masks), ("loss_mask", masks), ("advantages", advantages), ("returns", returns)
+            )
+        }  # fmt: skip
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=get_tensordict(nested))
+
+
+def wrap_registered_trainers(registry: dict[str, type]) -> None:
+    """Let every registered trainer become an RPO trainer where the configuration has an `rpo` section.
+
+    Without one, exactly the registered class is instantiated.
+    """
+    for name, trainer_cls in list(registry.items()):
+        registry[name] = _choose_by_config(trainer_cls)
+
+
+def _choose_by_config(trainer_cls: type) -> Any:
+    rpo_cls = type(f"RPO{trainer_cls.__name__}", (PartialRolloutTrainer, trainer_cls), {"__doc__": trainer_cls.__doc__})
+
+    class ByConfig(trainer_cls):
+        """Stands in the registry: the registered trainer, or RPO around it, as the configuration says."""
+
+        def __new__(cls, config: DictConfig) -> Any:
+            chosen = rpo_cls if is_enabled(config) else trainer_cls
+            return chosen(config=config)
+
+    ByConfig.__name__ = ByConfig.__qualname__ = trainer_cls.__name__
+    return ByConfig

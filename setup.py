@@ -1,0 +1,47 @@
+"""Packaging of rpo-verl. `hydra_configs/` is installed inside the package, as `rpo_verl.hydra_configs`."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (ROOT / "rpo_verl" / "__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="rpo-verl",
+    version=VERSION,
+    description="RPO for veRL: reinforcement fine-tuning that generates only the suffix of a cached answer",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=[
+        "rpo_verl",
+        "rpo_verl.core",
+        "rpo_verl.cpu",
+        "rpo_verl.hydra_configs",
+        "rpo_verl.integration",
+    ],
+    package_dir={"rpo_verl.hydra_configs": "hydra_configs"},
+    package_data={"rpo_verl.hydra_configs": ["*/*.yaml"]},
+    install_requires=[
+        "hydra-core>=1.3",
+        "numpy>=2.0",
+        "packaging>=20.0",
+        "psutil",
+        "verl==0.9.1",
+        "wrapt>=1.16",
+    ],
+    extras_require={
+        # Exactly veRL's own extras; flash-attn comes through them.
+        "gpu": ["verl[vllm,fsdp]==0.9.1"],
+    },
+    entry_points={
+        "verl.plugins": ["rpo_verl = rpo_verl.plugin"],
+        "vllm.general_plugins": ["rpo_verl_cpu = rpo_verl.cpu.patches:apply_to_vllm"],
+    },
+)
