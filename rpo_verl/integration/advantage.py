@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn, register_adv_est
+
+from rpo_verl.integration import contract
 
 #: Estimators of veRL that RPO does not wrap, and why.
 UNSUPPORTED = {
@@ -36,6 +39,7 @@ class Shaping:
 SHAPING: ContextVar[Shaping] = ContextVar("rpo_shaping")
 
 
+@register_adv_est(contract.NAME)
 def compute_shaped_advantage(
     token_level_rewards: torch.Tensor,
     response_mask: torch.Tensor,
@@ -56,8 +60,6 @@ def compute_shaped_advantage(
     Raises:
         RuntimeError: if called outside RPO's trainer.
     """
-    from verl.trainer.ppo.core_algos import get_adv_estimator_fn
-
     try:
         shaping = SHAPING.get()
     except LookupError:

@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import inspect
 import sys
+import warnings
 from dataclasses import dataclass
 
 from packaging.specifiers import SpecifierSet
@@ -15,6 +16,9 @@ SUPPORTED_VERL = SpecifierSet("==0.9.1")
 
 #: Name under which RPO's components stand in veRL's registries.
 NAME = "rpo"
+
+
+_failed_registrations: list[str] = []
 
 
 class ContractError(RuntimeError):
@@ -111,6 +115,12 @@ def require_upstream_names() -> None:
         )
 
 
+def registration_failed(module: str, error: Exception) -> None:
+    """Remember that registering a component with `module` failed in this process, and warn."""
+    _failed_registrations.append(f"{type(error).__name__} while registering with {module}: {error}")
+    warnings.warn(f"rpo_verl is out of order in this process: {_failed_registrations[-1]}", stacklevel=2)
+
+
 def unregistered_components() -> list[str]:
     """The RPO components that this process should have registered by now, and has not.
 
@@ -121,7 +131,7 @@ def unregistered_components() -> list[str]:
         ("verl.experimental.reward_loop.reward_manager.registry", "REWARD_MANAGER", "reward manager"),
         ("verl.trainer.ppo.core_algos", "ADV_ESTIMATOR_REGISTRY", "advantage estimator"),
     )
-    return [
+    return _failed_registrations + [
         f"{component} {NAME!r}"
         for module, registry, component in registries
         if module in sys.modules and NAME not in getattr(sys.modules[module], registry)

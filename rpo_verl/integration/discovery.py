@@ -3,6 +3,8 @@
 Registering on import keeps the entry point light: a process that never imports a registry never pays for it.
 """
 
+import importlib
+from collections.abc import Callable
 from types import ModuleType
 
 import wrapt
@@ -12,7 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from rpo_verl.config import RPOConfig
-from rpo_verl.integration.contract import NAME
+from rpo_verl.integration import contract
 
 
 class RPOSearchPath(SearchPathPlugin):
@@ -34,27 +36,35 @@ def add_search_path() -> None:
 
 def register_when_imported() -> None:
     """Register RPO's components as soon as this process imports the registries they belong to."""
-    wrapt.register_post_import_hook(_register_agent_loop, "verl.experimental.agent_loop.agent_loop")
-    wrapt.register_post_import_hook(_register_reward_manager, "verl.experimental.reward_loop.reward_manager")
-    wrapt.register_post_import_hook(_register_advantage_estimator, "verl.trainer.ppo.core_algos")
-    wrapt.register_post_import_hook(_wrap_trainers, "verl.trainer.ppo.v1")
+    for registry, component in (
+        ("verl.experimental.agent_loop.agent_loop", _register_agent_loop),
+        ("verl.experimental.reward_loop.reward_manager", _import("reward")),
+        ("verl.trainer.ppo.core_algos", _import("advantage")),
+        ("verl.trainer.ppo.v1", _wrap_trainers),
+    ):
+        wrapt.register_post_import_hook(_contained(component), registry)
+
+
+def _contained(register: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+    """Keep a failed registration from breaking a run that does not use RPO; one that does ends at the contract check."""
+
+    def hook(module: ModuleType) -> None:
+        try:
+            register(module)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the import of veRL that is under way must succeed
+            contract.registration_failed(module.__name__, error)
+
+    return hook
 
 
 def _register_agent_loop(agent_loop: ModuleType) -> None:
     # By name: the class itself is imported by the workers that run it.
-    agent_loop._agent_loop_registry[NAME] = {"_target_": "rpo_verl.integration.agent_loop.PrefixAgentLoop"}
+    agent_loop._agent_loop_registry[contract.NAME] = {"_target_": "rpo_verl.integration.agent_loop.PrefixAgentLoop"}
 
 
-def _register_reward_manager(reward_manager: ModuleType) -> None:
-    from rpo_verl.integration.reward import WholeResponseRewardManager
-
-    reward_manager.register(NAME)(WholeResponseRewardManager)
-
-
-def _register_advantage_estimator(core_algos: ModuleType) -> None:
-    from rpo_verl.integration.advantage import compute_shaped_advantage
-
-    core_algos.register_adv_est(NAME)(compute_shaped_advantage)
+def _import(name: str) -> Callable[[ModuleType], None]:
+    """The module of that name registers its component itself, with veRL's decorator."""
+    return lambda _: importlib.import_module(f"rpo_verl.integration.{name}") and None
 
 
 def _wrap_trainers(v1: ModuleType) -> None:

@@ -5,10 +5,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from verl import DataProto
+from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.trainer.ppo.reward import load_reward_manager
 
 from rpo_verl.core.shaping import is_correct
+from rpo_verl.integration import contract
 
 #: Key of the verdict in veRL's `reward_extra_info`, from where the trainer hands it to the estimator.
 CORRECT = "rpo_correct"
@@ -20,6 +22,7 @@ def verdict(reward: float, reward_extra_info: dict[str, Any], config: DictConfig
     return is_correct(reward, None if accuracy is None else float(accuracy), config)
 
 
+@register(contract.NAME)
 class WholeResponseRewardManager(RewardManagerBase):
     """Wraps the reward manager that the user configured; the reward itself is passed on unchanged."""
 
