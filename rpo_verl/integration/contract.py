@@ -138,6 +138,11 @@ def unregistered_components() -> list[str]:
     ]
 
 
+def unregistered_in_worker(worker: object) -> list[str]:
+    """`unregistered_components` in the process of a Ray actor, for its `__ray_call__`."""
+    return unregistered_components()
+
+
 def plugin_not_loaded(where: str, details: str) -> ContractError:
     """The error for a process in which the plug-in is missing or only half there."""
     return ContractError(

@@ -41,7 +41,7 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
         """
         workers = {f"rollout worker {i}": worker for i, worker in enumerate(self.agent_loop_workers)}
         workers |= {f"reward worker {i}": worker for i, worker in enumerate(self.reward_loop_worker_handles or [])}
-        missing = ray.get([worker.__ray_call__.remote(_unregistered) for worker in workers.values()])
+        missing = ray.get([worker.__ray_call__.remote(contract.unregistered_in_worker) for worker in workers.values()])
         for name, components in zip(workers, missing, strict=True):
             if components:
                 raise contract.plugin_not_loaded(name, f"not registered there: {', '.join(components)}")
@@ -82,8 +82,3 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
         self.passed_through += Counter(start is None for start in starts)[True]
         prompts["agent_name"] = NonTensorStack(*names)
         prompts["rpo_start"] = NonTensorStack(*starts)
-
-
-def _unregistered(worker: Any) -> list[str]:
-    """Runs inside a worker actor."""
-    return contract.unregistered_components()

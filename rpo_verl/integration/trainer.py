@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,10 +18,13 @@ from rpo_verl.core.replay import PartialRollouts
 from rpo_verl.core.shaping import shape_group
 from rpo_verl.integration import contract
 from rpo_verl.integration.advantage import SHAPING, Shaping
-from rpo_verl.integration.injection import PrefixAgentLoopManager
 from rpo_verl.integration.metrics import Row, batch_metrics
 from rpo_verl.integration.reward import CORRECT, verdict
 from rpo_verl.integration.settings import is_enabled, take_over
+
+if TYPE_CHECKING:
+    # Importing it here would be circular: its base class lives in the package whose import loads this module.
+    from rpo_verl.integration.injection import PrefixAgentLoopManager
 
 
 class PartialRolloutTrainer:
@@ -39,7 +42,7 @@ class PartialRolloutTrainer:
         buffer.poll_interval = self.rpo_options.rollout.poll_interval_s
         return buffer
 
-    def fit(self, agent_loop_manager: PrefixAgentLoopManager) -> None:
+    def fit(self, agent_loop_manager: "PrefixAgentLoopManager") -> None:
         """Connect the rollout side to the cache, then train."""
         missing = contract.unregistered_components()
         if missing:
@@ -101,7 +104,9 @@ class PartialRolloutTrainer:
         )
         rewards = data["rm_scores"].to_padded_tensor(0.0).sum(dim=-1).tolist()
         rows = []
-        for i, (tag, extra) in enumerate(zip(batch.tags, data["extra_fields"].tolist(), strict=True)):
+        # list() because the queue returns non-tensor fields in containers that differ with their content.
+        uids, extra_fields = list(data["uid"]), list(data["extra_fields"])
+        for i, (tag, extra) in enumerate(zip(batch.tags, extra_fields, strict=True)):
             start = extra.get("rpo")
             if start is None or tag.get("is_padding", False):
                 rows.append(None)
@@ -110,7 +115,7 @@ class PartialRolloutTrainer:
             correct = info[CORRECT] if CORRECT in info else verdict(rewards[i], info, self.rpo_options.reward)
             rows.append(
                 Row(
-                    group=data["uid"][i],
+                    group=uids[i],
                     key=start["key"],
                     kind=start["kind"],
                     prefix_tokens=start["prefix_tokens"],
