@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv first, once.
+
+# The first of these that is Python 3.11 or 3.12.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+TORCH := torch==2.13.0
+BIN := .venv/bin
+ARMS ?= grpo,rpo
+ARGS ?=
+
+.PHONY: demo test setup lint lock pretrain clean
+
+demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
+	$(BIN)/python examples/tiny_reasoner/demo.py --arms $(ARMS) $(ARGS)
+
+test: setup  ## every test, real runs included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest $(ARGS)
+
+setup: .venv/installed  ## the pinned CPU set-up, in .venv
+
+.venv/installed: requirements/cpu.lock setup.py
+	@test -n "$(PYTHON)" || { echo "rpo_verl needs Python 3.11 or 3.12; set PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+lint: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## compile requirements/cpu.lock anew; needs uv
+	uv pip compile --universal --python-version 3.11 requirements/cpu.in --override requirements/cpu.overrides \
+		--no-emit-package torch --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
+		--no-annotate --custom-compile-command "make lock" --output-file requirements/cpu.lock
+
+pretrain: setup  ## recreate the tiny reasoner's checkpoint
+	$(BIN)/python examples/tiny_reasoner/pretrain.py
+
+clean:
+	rm -rf .venv build dist *.egg-info runs
