@@ -73,7 +73,7 @@ class CacheConfig:
     """How the experience cache follows the groups."""
 
     greedy_prob: float = 0.9
-    """Probability, in [0, 1], of keeping the response with the highest `R`; else another one of the group, uniformly."""
+    """Probability, in [0, 1], of keeping the response with the highest `R`; else another of the group, uniformly."""
 
     keep_correct: bool = True
     """A correct cached answer is never replaced by a wrong response."""
@@ -156,7 +156,8 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         )
     if group_size < 2:
         problems.append(
-            f"actor_rollout_ref.rollout.n={group_size}: must be at least 2, a group-relative advantage of one response is 0"
+            f"actor_rollout_ref.rollout.n={group_size}: must be at least 2, "
+            "the group-relative advantage of a single response is 0"
         )
     if problems:
         raise ConfigError("RPO cannot run with these settings:\n  " + "\n  ".join(problems))

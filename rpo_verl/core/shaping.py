@@ -11,7 +11,7 @@ def is_correct(reward: float, accuracy: float | None, config: RewardConfig) -> b
 
 
 def shape_group(rewards: np.ndarray, lengths: np.ndarray, correct: np.ndarray, config: RewardConfig) -> np.ndarray:
-    """Shaped rewards of one group: `R_i = clip(r_i * sigmoid(alpha * (l_ref - l_i)), lo, hi)` where correct, else `r_i`.
+    """Shaped rewards: `R_i = clip(r_i * sigmoid(alpha * (l_ref - l_i)), lo, hi)` where correct, else `r_i`.
 
     The paper's formula (section 3, length-aware reward) taken literally would lift wrong answers to `lo`; they are
     left alone here.

@@ -17,10 +17,7 @@ def draw_dropped(length: int, config: TruncationConfig, *key: int | bytes) -> in
     Returns:
         `m` in tokens; `m >= length` stands for a full rollout.
     """
-    if config.max_tokens is not None:
-        most = config.max_tokens
-    else:
-        most = math.ceil(config.max_fraction * length)
+    most = config.max_tokens if config.max_tokens is not None else math.ceil(config.max_fraction * length)
     return draws.integer(config.min_tokens, max(config.min_tokens, most), *key, "truncation")
 
 

@@ -1,4 +1,4 @@
-"""One rollout from a shared prefix: vLLM is given question ‖ prefix and returns the suffix; the response is their join."""
+"""One rollout from a shared prefix: vLLM gets question ‖ prefix and returns the suffix; the response is their join."""
 
 from typing import Any
 
@@ -9,9 +9,7 @@ from rpo_verl.core.replay import Start
 
 
 class PrefixAgentLoop(SingleTurnAgentLoop):
-    """veRL's single-turn loop, started behind the prefix. Works on token ids only: nothing is decoded or re-tokenized."""
-
-    _prefix: list[int] = []
+    """veRL's single-turn loop, started behind the prefix. Token ids only: nothing is decoded and tokenized again."""
 
     async def ct_build_initial_tokens(self, *args: Any, **kwargs: Any) -> list[int]:
         """The question's ids, as veRL builds and caps them, followed by the prefix."""

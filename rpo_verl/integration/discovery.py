@@ -46,7 +46,7 @@ def register_when_imported() -> None:
 
 
 def _contained(register: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
-    """Keep a failed registration from breaking a run that does not use RPO; one that does ends at the contract check."""
+    """Keep a failed registration from breaking a run without RPO; a run with RPO ends at the contract check."""
 
     def hook(module: ModuleType) -> None:
         try:

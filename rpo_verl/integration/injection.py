@@ -56,7 +56,8 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
         """
         if self._rollouts is None:
             raise contract.plugin_not_loaded("the TaskRunner", "the trainer there is veRL's own, not RPO's")
-        if not ("validate" in prompts and prompts["validate"]):
+        validating = bool(prompts["validate"]) if "validate" in prompts else False
+        if not validating:
             started = time.perf_counter()
             self._inject(prompts)
             self.seconds += time.perf_counter() - started

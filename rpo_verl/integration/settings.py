@@ -35,7 +35,9 @@ def read_options(config: DictConfig) -> RPOConfig:
             "single options as rpo.truncation.max_tokens=500 (without a plus sign)."
         )
     try:
-        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RPOConfig), OmegaConf.to_container(section, resolve=True)))
+        options = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(RPOConfig), OmegaConf.to_container(section, resolve=True))
+        )
     except OmegaConfBaseException as error:
         raise ConfigError(f"unknown or mistyped option in rpo: {error}") from error
     if manager != MANAGER_CLASS:
@@ -62,7 +64,9 @@ def read_options(config: DictConfig) -> RPOConfig:
             "rpo.loss.prefix_in_loss=True with algorithm.rollout_correction.bypass_mode=True: nobody computes the "
             "old log-probabilities of the prefix. Switch one of them off."
         )
-    validate(options, max_response_length=config.data.max_response_length, group_size=config.actor_rollout_ref.rollout.n)
+    validate(
+        options, max_response_length=config.data.max_response_length, group_size=config.actor_rollout_ref.rollout.n
+    )
     return options
 
 

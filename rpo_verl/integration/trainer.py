@@ -152,13 +152,11 @@ class PartialRolloutTrainer:
         return outcomes
 
     def _extend_loss_to_prefix(self, batch: KVBatchMeta) -> None:
-        """Put prefixes into the loss: mask 1 and the response's own advantage on every token of it (paper, eq. of J)."""
+        """Put prefixes into the loss: mask 1 and the response's own advantage on every token of it (paper)."""
         fields = ["response_mask", "advantages", "returns"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         masks, advantages, returns = [], [], []
-        for mask, advantage, target, tag in zip(
-            *(data[field].unbind() for field in fields), batch.tags, strict=True
-        ):
+        for mask, advantage, target, tag in zip(*(data[field].unbind() for field in fields), batch.tags, strict=True):
             if mask.any() and not tag.get("is_padding", False):
                 first = int(mask.argmax())
                 advantage, target = advantage.clone(), target.clone()

@@ -251,7 +251,8 @@ def test_configuration():
 def test_logged_accuracy_is_in_the_promised_range():
     lines = (CHECKPOINT / "pretrain_log.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [json.loads(line) for line in lines]
-    assert {"seed", "torch", "parameters", "noise"} <= set(entries[0])
+    assert {"seed", "threads", "torch", "parameters"} <= set(entries[0])
+    assert entries[-1]["event"] == "final"
     training_level = entries[-1]["levels"]["steps12"]
     assert 0.40 <= training_level["sampled"] <= 0.55
     assert training_level["greedy"] >= 0.95

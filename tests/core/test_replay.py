@@ -1,0 +1,116 @@
+"""The plan of a group and the update of the cache, step by step."""
+
+import numpy as np
+import pytest
+
+from rpo_verl.config import CacheConfig, RolloutConfig, RPOConfig, TruncationConfig
+from rpo_verl.core.cache import CachedAnswer, ExperienceCache
+from rpo_verl.core.replay import PartialRollouts
+
+KEY = b"k" * 16
+
+
+def answer(tokens, correct=True, reward=None, step=0):
+    return CachedAnswer(np.arange(tokens, dtype=np.int32), correct, float(correct) if reward is None else reward, step)
+
+
+def rollouts(max_response_length=100, **sections):
+    sections.setdefault("rollout", RolloutConfig(full_rollout_every=0))
+    return PartialRollouts(RPOConfig(**sections), max_response_length)
+
+
+def test_cold_cache_gives_a_full_rollout_which_seeds_it():
+    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
+    start = rpo.plan(KEY, 1)
+    assert (start.kind, len(start.prefix), start.suffix_max_tokens, start.source_step) == ("full", 0, 100, -1)
+    outcome = rpo.observe(KEY, 1, np.array([0.0, 0.5]), [answer(8, correct=False), answer(9, step=0)])
+    assert (outcome.chosen, outcome.greedy, outcome.stored) == (1, True, True)
+    assert rpo.plan(KEY, 2).kind == "prefixed"
+
+
+def test_a_prefixed_group_starts_from_the_head_of_the_answer():
+    rpo = rollouts(truncation=TruncationConfig(max_tokens=10))
+    rpo.cache.put(KEY, answer(60, step=5))
+    for step in range(1, 200):
+        start = rpo.plan(KEY, step)
+        assert start.kind == "prefixed"
+        assert 1 <= start.dropped <= 10
+        assert start.prefix.tolist() == list(range(60 - start.dropped))
+        assert start.suffix_max_tokens == 100 - len(start.prefix)
+        assert start.source_step == 5
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_answers_with_nothing_to_keep_get_a_full_rollout(length):
+    rpo = rollouts()
+    rpo.cache.put(KEY, answer(length))
+    start = rpo.plan(KEY, 1)
+    assert (start.kind, len(start.prefix), start.suffix_max_tokens) == ("refreshed", 0, 100)
+
+
+def test_every_nth_step_is_full():
+    rpo = rollouts(rollout=RolloutConfig(full_rollout_every=3))
+    rpo.cache.put(KEY, answer(60))
+    assert [rpo.plan(KEY, step).kind for step in range(1, 8)] == ["prefixed", "prefixed", "refreshed"] * 2 + [
+        "prefixed"
+    ]
+
+
+def test_full_rollout_prob_is_a_share_of_groups():
+    rpo = rollouts(rollout=RolloutConfig(full_rollout_every=0, full_rollout_prob=0.25))
+    rpo.cache.put(KEY, answer(60))
+    refreshed = sum(rpo.plan(KEY, step).kind == "refreshed" for step in range(4000))
+    assert refreshed / 4000 == pytest.approx(0.25, abs=0.03)
+
+
+def test_suffix_caps():
+    rpo = rollouts(
+        truncation=TruncationConfig(max_tokens=10, min_tokens=10),
+        rollout=RolloutConfig(full_rollout_every=0, suffix_max_multiple=1.5),
+    )
+    rpo.cache.put(KEY, answer(60))
+    assert rpo.plan(KEY, 1).suffix_max_tokens == 15
+    rpo.config.rollout.suffix_max_tokens = 4
+    assert rpo.plan(KEY, 1).suffix_max_tokens == 4
+
+
+def test_plans_are_the_same_in_another_process_order():
+    first, second = rollouts(), rollouts()
+    for rpo in (first, second):
+        for i in range(20):
+            rpo.cache.put(bytes([i]) * 16, answer(80))
+    keys = [bytes([i]) * 16 for i in range(20)]
+    forwards = {key: first.plan(key, 7).dropped for key in keys}
+    backwards = {key: second.plan(key, 7).dropped for key in reversed(keys)}
+    assert forwards == backwards
+    assert len(set(forwards.values())) > 1
+
+
+def test_keep_correct():
+    cache = ExperienceCache(keep_correct=True)
+    assert cache.put(KEY, answer(4, correct=False))
+    assert cache.put(KEY, answer(5, correct=True))
+    assert not cache.put(KEY, answer(6, correct=False))
+    assert len(cache.get(KEY).tokens) == 5
+    assert cache.put(KEY, answer(7, correct=True))
+    loose = ExperienceCache(keep_correct=False)
+    assert loose.put(KEY, answer(5, correct=True))
+    assert loose.put(KEY, answer(6, correct=False))
+
+
+def test_a_response_without_a_finite_reward_never_enters_the_cache():
+    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
+    outcome = rpo.observe(KEY, 1, np.array([np.nan]), [answer(5, correct=False, reward=float("nan"))])
+    assert not outcome.stored
+    assert rpo.cache.get(KEY) is None
+
+
+def test_cache_counts_its_bytes():
+    cache = ExperienceCache()
+    cache.put(KEY, answer(100))
+    cache.put(KEY, answer(50))
+    cache.put(b"other", answer(10, correct=False))
+    metrics = cache.metrics()
+    assert metrics["rpo/cache/entries"] == 2
+    assert metrics["rpo/cache/token_bytes"] == 4 * 60
+    assert metrics["rpo/cache/correct_share"] == 0.5

@@ -1,0 +1,88 @@
+"""Length-aware shaping against values computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rpo_verl.config import RewardConfig
+from rpo_verl.core.shaping import is_correct, shape_group
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def shape(rewards, lengths, correct=None, **options):
+    correct = np.array(rewards) > 0 if correct is None else correct
+    return shape_group(np.array(rewards), np.array(lengths), np.array(correct), RewardConfig(**options))
+
+
+def test_the_papers_formula_on_a_correct_group():
+    # mean length 200: 0.01 * (200 - 100) = 1, then 0, then -1.
+    shaped = shape([1.0, 1.0, 1.0], [100, 200, 300])
+    assert shaped == pytest.approx([sigmoid(1.0), 0.5, 0.5])
+
+
+def test_wrong_answers_keep_their_reward():
+    shaped = shape([1.0, 0.0, -1.0], [100, 10, 10], lo=0.5)
+    assert shaped[1:].tolist() == [0.0, -1.0]
+    assert shaped[0] == 0.5  # longer than the mean of 40: clipped
+
+
+def test_lo_below_one_half_tells_long_answers_apart():
+    shaped = shape([1.0, 1.0], [100, 300], lo=0.0)
+    assert shaped == pytest.approx([sigmoid(1.0), sigmoid(-1.0)])
+
+
+def test_reference_over_correct_members_only():
+    shaped = shape([1.0, 1.0, 0.0], [100, 200, 1000], lo=0.0, length_reference="correct")
+    assert shaped == pytest.approx([sigmoid(0.5), sigmoid(-0.5), 0.0])
+
+
+def test_rewards_above_one_are_clipped_at_hi():
+    assert shape([4.0, 4.0], [100, 300], hi=1.0) == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize("rewards", [[0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
+def test_all_wrong_stays_flat(rewards):
+    assert shape(rewards, [10, 20, 30]).tolist() == rewards
+
+
+def test_all_correct_and_equally_long_is_flat():
+    assert np.ptp(shape([1.0] * 4, [50] * 4)) == 0
+
+
+def test_group_of_one():
+    assert shape([1.0], [77]).tolist() == [0.5]
+    assert shape([0.0], [77]).tolist() == [0.0]
+
+
+def test_alpha_zero_has_no_preference():
+    assert shape([1.0, 1.0], [1, 1000], alpha=0.0).tolist() == [0.5, 0.5]
+
+
+def test_shaping_off_returns_the_rewards():
+    assert shape([1.0, 0.0], [1, 1000], shaping=False).tolist() == [1.0, 0.0]
+
+
+def test_enormous_lengths_do_not_overflow():
+    with np.errstate(all="raise"):
+        assert shape([1.0, 1.0], [0, 10_000_000], lo=0.0).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "accuracy", "threshold", "expected"),
+    [
+        (1.0, None, 0.0, True),
+        (0.0, None, 0.0, False),
+        (-1.0, None, 0.0, False),
+        (0.3, None, 0.5, False),
+        (-0.2, 1.0, 0.0, True),  # a penalised but right answer
+        (0.2, 0.0, 0.0, False),  # a format bonus without the right answer
+        (0.2, False, 0.0, False),
+        (float("nan"), None, 0.0, False),
+    ],
+)
+def test_what_counts_as_correct(reward, accuracy, threshold, expected):
+    assert is_correct(reward, accuracy, RewardConfig(correct_above=threshold)) is expected
