@@ -18,11 +18,24 @@ def _rpo_requested() -> bool:
     return any(re.match(r"\+{0,2}rpo([=.@]|$)", argument) for argument in sys.argv[1:])
 
 
+def _options_without_the_group() -> list[str]:
+    """Overrides that would make up an `rpo` section of their own, because nothing selects the group."""
+    if any(re.match(r"\+{0,2}rpo(@[^=]*)?=", argument) for argument in sys.argv[1:]):
+        return []
+    return [argument for argument in sys.argv[1:] if re.match(r"\++rpo\.", argument)]
+
+
 def _load() -> None:
     from rpo_verl.integration import contract, discovery
 
     if _rpo_requested():
         contract.require_supported_verl()
+        stray = _options_without_the_group()
+        if stray:
+            raise SystemExit(
+                f"rpo_verl: {' '.join(stray)} sets an option of RPO, but nothing selects RPO. Add +rpo=enabled, and "
+                "write the option without a plus sign."
+            )
     discovery.add_search_path()
     discovery.register_when_imported()
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":

@@ -1,0 +1,119 @@
+"""GRPO against GRPO+RPO on the tiny reasoner, through veRL's own command line on the CPU: table, plot, summary.json.
+
+    python examples/tiny_reasoner/demo.py [--arms grpo,rpo,paper] [--steps N] [--out runs/demo] [hydra overrides …]
+
+Every arm starts from the same checkpoint with the same seed, data, group size and number of steps; the arms differ in
+one override. The figures come out of veRL's file logger, the figures of the `rpo` arms' groups out of RPO's metrics.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from summary import Step, plot, read_metrics, summarize, table
+
+HERE = Path(__file__).resolve().parent
+RECIPE = HERE.parent.parent / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
+ARMS = {"grpo": [], "rpo": ["+rpo=enabled"], "paper": ["+rpo=paper"]}
+SILENCE_S = 20
+
+
+def write_data(folder: Path, train_size: int, val_size: int, seed: int) -> None:
+    """Training and validation questions of the training difficulty."""
+    command = [sys.executable, str(HERE / "prepare_data.py"), "--out", str(folder)]
+    command += ["--train-size", str(train_size), "--val-size", str(val_size), "--seed", str(seed)]
+    subprocess.run(command, check=True)
+
+
+def progress(arm: str, step: Step, steps: int, started: float) -> str:
+    """One line for one finished step."""
+    if step.number == 0:
+        return f"[{arm}] before training: validation accuracy {step.val_accuracy:.3f}"
+    left = (time.monotonic() - started) / step.number * (steps - step.number)
+    text = (
+        f"[{arm}] step {step.number:>3}/{steps}  {step.step_s:5.1f} s (rollout {step.rollout_s:4.1f} s)  "
+        f"generated {step.generated_tokens:>6} tokens  reward {step.reward:.2f}"
+    )
+    if step.val_accuracy is not None:
+        text += f"  validation accuracy {step.val_accuracy:.3f}"
+    return f"{text}  about {left / 60:.1f} min left"
+
+
+def train(arm: str, args: argparse.Namespace, overrides: list[str]) -> list[Step]:
+    """Run one arm and report its steps as they come.
+
+    Raises:
+        SystemExit: if veRL ends with an error; names the log.
+    """
+    run_dir = (args.out / arm).resolve()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    metrics, log = run_dir / "metrics.jsonl", run_dir / "verl.log"
+    metrics.unlink(missing_ok=True)
+    environment = os.environ | {
+        "PYTHON": sys.executable,
+        "DATA_DIR": str((args.out / "data").resolve()),
+        "RUN_DIR": str(run_dir),
+        "VERL_FILE_LOGGER_PATH": str(metrics),
+        "EXPERIMENT": arm,
+        "STEPS": str(args.steps),
+        "SEED": str(args.seed),
+        "TEST_FREQ": str(args.test_freq),
+    }
+    print(f"[{arm}] starting Ray, FSDP and vLLM (about a minute); everything they say is in {log}", flush=True)
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            ["bash", str(RECIPE), *ARMS[arm], *overrides], env=environment, stdout=stream, stderr=subprocess.STDOUT
+        )
+        shown, spoke, started, launched = 0, time.monotonic(), None, time.monotonic()
+        while True:
+            running = process.poll() is None
+            steps = read_metrics(metrics)
+            for step in steps[shown:]:
+                # Time left counts from the first step's start, so that the start-up does not blur it.
+                started = started or time.monotonic()
+                print(progress(arm, step, args.steps, started), flush=True)
+                shown, spoke = shown + 1, time.monotonic()
+            if not running:
+                break
+            if time.monotonic() - spoke > SILENCE_S:
+                print(f"[{arm}] … {time.monotonic() - launched:.0f} s since the start", flush=True)
+                spoke = time.monotonic()
+            time.sleep(0.5)
+    if process.returncode != 0:
+        raise SystemExit(f"[{arm}] veRL ended with status {process.returncode}; see {log}")
+    return steps
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", default="grpo,rpo", help=f"comma-separated, of {', '.join(ARMS)}")
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--train-size", type=int, default=128, help="questions to train on")
+    parser.add_argument("--val-size", type=int, default=512, help="questions to validate on, none of them trained on")
+    parser.add_argument("--test-freq", type=int, default=12, help="steps between validations")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    args, overrides = parser.parse_known_args()
+    arms = args.arms.split(",")
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown:
+        parser.error(f"--arms={args.arms}: {unknown} not among {', '.join(ARMS)}")
+    if any(override.startswith("--") for override in overrides):
+        parser.error(f"unknown options {[o for o in overrides if o.startswith('--')]}")
+
+    write_data(args.out / "data", args.train_size, args.val_size, args.seed)
+    runs = {arm: train(arm, args, overrides) for arm in arms}
+    summary = {arm: summarize(steps, args.seed) for arm, steps in runs.items()}
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    plot(runs, args.out / "accuracy.png")
+    table(summary)
+    print(f"written: {args.out / 'summary.json'}, {args.out / 'accuracy.png'}")
+
+
+if __name__ == "__main__":
+    main()

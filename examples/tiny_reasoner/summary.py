@@ -1,0 +1,171 @@
+"""From veRL's metrics file to the demo's figures: one record a step, one summary an arm, a table and a plot."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+VAL_ACCURACY = "val-core/tiny_reasoner/acc/mean@1"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one training step cost and brought; step 0 is the validation before training."""
+
+    number: int
+    samples: int = 0
+    generated_tokens: int = 0
+    response_tokens: int = 0
+    prefix_tokens: int = 0
+    rollout_s: float = 0.0
+    """Seconds from submitting the questions to having all responses, RPO's own part included."""
+    step_s: float = 0.0
+    """Seconds of the whole step without validation."""
+    reward: float = 0.0
+    groups: int = 0
+    hit_groups: int = 0
+    prefixed_groups: int = 0
+    generated_per_sample_on_hit: float | None = None
+    is_rpo: bool = False
+    val_accuracy: float | None = None
+
+
+def parse_step(line: str) -> Step:
+    """One line of veRL's file logger."""
+    record = json.loads(line)
+    data = record["data"]
+    if "timing_s/step" not in data:
+        return Step(record["step"], val_accuracy=data.get(VAL_ACCURACY))
+    response_tokens = round(data["perf/total_num_tokens"] * _response_share(data))
+    samples = round(response_tokens / data["response_length/mean"])
+    is_rpo = "rpo/tokens/generated_total" in data
+    full, prefixed, refreshed = (int(data.get(f"rpo/groups/{kind}", 0)) for kind in ("full", "prefixed", "refreshed"))
+    return Step(
+        number=record["step"],
+        samples=samples,
+        generated_tokens=int(data["rpo/tokens/generated_total"]) if is_rpo else response_tokens,
+        response_tokens=response_tokens,
+        prefix_tokens=int(data.get("rpo/tokens/reused_total", 0)),
+        rollout_s=data["timing_s/gen"] + data.get("timing_s/rpo_injection", 0.0),
+        step_s=data["timing_s/step"],
+        reward=data["critic/score/mean"],
+        groups=full + prefixed + refreshed,
+        hit_groups=prefixed + refreshed,
+        prefixed_groups=prefixed,
+        generated_per_sample_on_hit=data.get("rpo/tokens/generated_per_sample_on_hit"),
+        is_rpo=is_rpo,
+        val_accuracy=data.get(VAL_ACCURACY),
+    )
+
+
+def _response_share(data: dict[str, Any]) -> float:
+    prompt, response = data["prompt_length/mean"], data["response_length/mean"]
+    return response / (prompt + response)
+
+
+def read_metrics(path: Path) -> list[Step]:
+    """The steps logged so far; a last line that is still being written is left for the next call."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [parse_step(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def summarize(steps: list[Step], seed: int) -> dict[str, float]:
+    """The summary of one arm. Times in seconds, lengths in tokens; `train_s` leaves start-up and validation out."""
+    trained = [step for step in steps if step.number > 0]
+    validated = [step.val_accuracy for step in steps if step.val_accuracy is not None]
+    samples = sum(step.samples for step in trained)
+    generated = sum(step.generated_tokens for step in trained)
+    summary = {
+        "steps": len(trained),
+        "seed": seed,
+        "generated_tokens_per_sample": generated / samples,
+        "generated_tokens_total": generated,
+        "rollout_s_per_step": median(step.rollout_s for step in trained),
+        "step_s": median(step.step_s for step in trained),
+        "train_s": sum(step.step_s for step in trained),
+        "val_acc_before": validated[0],
+        "val_acc_after": validated[-1],
+        "response_tokens_per_sample": sum(step.response_tokens for step in trained) / samples,
+    }
+    if trained[0].is_rpo:
+        on_hit = [step for step in trained if step.prefixed_groups == step.groups]
+        weighted = [(s.prefixed_groups, s.generated_per_sample_on_hit) for s in trained if s.prefixed_groups]
+        summary |= {
+            "cache_hit_rate": sum(step.hit_groups for step in trained) / sum(step.groups for step in trained),
+            "prefix_tokens_per_sample": sum(step.prefix_tokens for step in trained) / samples,
+        }
+        if weighted:
+            summary["generated_tokens_per_sample_on_hit"] = sum(n * t for n, t in weighted) / sum(
+                n for n, _ in weighted
+            )
+        if on_hit:
+            summary["rollout_s_per_step_on_hit"] = median(step.rollout_s for step in on_hit)
+    return summary
+
+
+ROWS = {
+    "val_acc_before": ("accuracy before (full rollouts)", "{:.3f}"),
+    "val_acc_after": ("accuracy after (full rollouts)", "{:.3f}"),
+    "generated_tokens_total": ("generated tokens", "{:,.0f}"),
+    "generated_tokens_per_sample": ("… per sample", "{:.1f}"),
+    "generated_tokens_per_sample_on_hit": ("… per sample from a cached prefix", "{:.1f}"),
+    "response_tokens_per_sample": ("response tokens per sample", "{:.1f}"),
+    "train_s": ("training time, s", "{:.0f}"),
+    "step_s": ("… per step (median)", "{:.2f}"),
+    "rollout_s_per_step": ("rollout per step (median)", "{:.2f}"),
+    "rollout_s_per_step_on_hit": ("… of steps from cached prefixes", "{:.2f}"),
+    "cache_hit_rate": ("cache hit rate", "{:.2f}"),
+}
+
+
+def table(summary: dict[str, dict[str, float]]) -> None:
+    """Print the arms side by side; the first is the baseline of the percentages."""
+    from rich.console import Console
+    from rich.table import Table
+
+    baseline = next(iter(summary))
+    view = Table(title=f"tiny reasoner, {summary[baseline]['steps']} steps, seed {summary[baseline]['seed']}")
+    view.add_column("")
+    for arm in summary:
+        view.add_column(arm, justify="right")
+    for key, (label, form) in ROWS.items():
+        cells = []
+        for arm, values in summary.items():
+            cell = form.format(values[key]) if key in values else "–"
+            reference = summary[baseline].get(key.removesuffix("_on_hit"))
+            if arm != baseline and key in values and reference and not key.startswith(("val_acc", "cache")):
+                cell += f" ({values[key] / reference:.0%})"
+            cells.append(cell)
+        view.add_row(label, *cells)
+    Console(width=120).print(view)
+
+
+def plot(runs: dict[str, list[Step]], path: Path) -> None:
+    """Validation accuracy against training time and against generated tokens, one curve an arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    for arm, steps in runs.items():
+        seconds = tokens = 0.0
+        points = []
+        for step in steps:
+            seconds += step.step_s
+            tokens += step.generated_tokens
+            if step.val_accuracy is not None:
+                points.append((seconds / 60, tokens / 1000, step.val_accuracy))
+        minutes, thousands, accuracy = zip(*points, strict=True)
+        axes[0].plot(minutes, accuracy, marker="o", label=arm)
+        axes[1].plot(thousands, accuracy, marker="o", label=arm)
+    axes[0].set(xlabel="training time, minutes (without validation)", ylabel="validation accuracy (full rollouts)")
+    axes[1].set(xlabel="generated tokens, thousands")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

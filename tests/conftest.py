@@ -1,0 +1,91 @@
+"""Shared by all tests: where the project is, and how veRL is run for real."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "examples" / "tiny_reasoner"
+
+#: A run small enough for a test: 4 questions a step, 4 responses each, 16 questions in all.
+SMALL = {"QUESTIONS_PER_STEP": "4", "GROUP_SIZE": "4", "TEST_FREQ": "-1"}
+
+
+@dataclass
+class Run:
+    """A finished run of veRL."""
+
+    returncode: int
+    output: str
+    folder: Path
+    steps: list[dict] = field(default_factory=list)
+    """Metrics of each logged step, the step number under the key `step`."""
+
+
+def run_recipe(folder: Path, *overrides: str, timeout: float = 600, **environment: str) -> Run:
+    """Run recipes/tiny_reasoner through veRL's command line, from a directory that is not the repository."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = folder / "metrics.jsonl"
+    process = subprocess.run(
+        ["bash", str(ROOT / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"), *overrides],
+        cwd=folder,
+        env=os.environ | SMALL | {"PYTHON": sys.executable, "RUN_DIR": str(folder)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    (folder / "output.log").write_text(process.stdout)
+    steps = []
+    if metrics.exists():
+        steps = [{"step": r["step"]} | r["data"] for r in map(json.loads, metrics.read_text().splitlines())]
+    return Run(process.returncode, process.stdout, folder, steps)
+
+
+def run_main_ppo(folder: Path, *arguments: str, timeout: float = 120, **environment: str) -> Run:
+    """Run `python -m verl.trainer.main_ppo` with nothing but these arguments."""
+    folder.mkdir(parents=True, exist_ok=True)
+    process = subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", *arguments],
+        cwd=folder,
+        env=os.environ | {"VERL_PLATFORM": "cpu"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    return Run(process.returncode, process.stdout, folder)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """16 training and 8 validation questions of 7 steps each, in veRL's format."""
+    folder = tmp_path_factory.mktemp("data")
+    command = [sys.executable, str(TINY / "prepare_data.py"), "--out", str(folder)]
+    command += ["--train-size", "8", "--val-size", "8", "--steps", "7", "--seed", "3"]
+    subprocess.run(command, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel_dir(tmp_path_factory) -> Path:
+    """The package as its wheel installs it, in a folder of its own to be put on PYTHONPATH."""
+    built, target = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("site")
+    # From a copy, because setuptools leaves a build folder behind.
+    source = tmp_path_factory.mktemp("source") / "rpo_verl"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(source)], check=True
+    )
+    (wheel,) = built.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    return target

@@ -1,0 +1,151 @@
+"""RPO through the real veRL, from the wheel: one run, many assertions."""
+
+import json
+from collections import defaultdict
+
+import pytest
+from conftest import run_recipe
+
+STEPS = 6
+EPOCH = 2  # steps until every one of the 8 questions has been met
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_dir, wheel_dir):
+    folder = tmp_path_factory.mktemp("rpo")
+    run = run_recipe(
+        folder,
+        "+rpo=enabled",
+        "rpo.rollout.full_rollout_every=5",
+        "rpo.cache.greedy_prob=0.5",
+        "rpo.truncation.max_fraction=0.5",
+        "data.shuffle=false",
+        "trainer.val_before_train=false",
+        STEPS=str(STEPS),
+        TEST_FREQ=str(STEPS),
+        DATA_DIR=str(data_dir),
+        REWARD_FILE=str(__import__("pathlib").Path(__file__).parent / "recording_reward.py"),
+        RECORD_FILE=str(folder / "rewards.jsonl"),
+        PYTHONPATH=str(wheel_dir),
+    )
+    assert run.returncode == 0, run.output[-4000:]
+    return run
+
+
+@pytest.fixture(scope="module")
+def rewards(run):
+    """Every call of the reward function: training rows by step, and validation rows."""
+    records = [json.loads(line) for line in (run.folder / "rewards.jsonl").read_text().splitlines()]
+    return records
+
+
+def test_all_steps_ran_and_updated_the_weights(run):
+    assert [step["step"] for step in run.steps] == list(range(1, STEPS + 1))
+    assert all(step["actor/grad_norm"] >= 0 for step in run.steps)
+    assert any(step["actor/grad_norm"] > 0 for step in run.steps)
+
+
+def test_kinds_of_groups(run):
+    kinds = [tuple(step[f"rpo/groups/{kind}"] for kind in ("full", "prefixed", "refreshed")) for step in run.steps]
+    assert kinds[:EPOCH] == [(4, 0, 0)] * EPOCH
+    assert kinds[4] == (0, 0, 4)  # step 5: full_rollout_every
+    assert kinds[2] == kinds[3] == kinds[5] == (0, 4, 0)
+    assert [step["rpo/cache/entries"] for step in run.steps] == [4, 8, 8, 8, 8, 8]
+    assert all(step["rpo/groups/passed_through"] == 0 for step in run.steps)
+
+
+def test_tokens_are_accounted_for(run):
+    for step in run.steps:
+        responses = 16 * step["response_length/mean"]
+        assert step["rpo/tokens/generated_total"] + step["rpo/tokens/reused_total"] == pytest.approx(responses)
+    assert all(step["rpo/tokens/reused_total"] == 0 for step in (*run.steps[:EPOCH], run.steps[4]))
+    assert all(step["rpo/tokens/saved_share"] > 0.5 for step in (run.steps[2], run.steps[3], run.steps[5]))
+
+
+def test_trainer_and_vllm_agree_on_the_log_probabilities_of_suffixes(run):
+    assert all(step["training/rollout_probs_diff_valid"] == 1 for step in run.steps)
+    assert all(step["training/rollout_probs_diff_max"] < 1e-3 for step in run.steps)
+    # The weights that vLLM uses are those the trainer has just updated: the agreement above holds at every step.
+    assert all(abs(step["rollout_corr/kl"]) < 1e-4 for step in run.steps)
+
+
+def test_the_response_is_prefix_then_suffix(rewards):
+    """The model's tokenizer has one token per character, so texts show the ids."""
+    groups = defaultdict(list)
+    for record in rewards:
+        if record["split"] == "train":
+            start = record["start"]
+            groups[start["key"], start["kind"], start["source_step"], start["prefix_tokens"]].append(record["response"])
+    earlier = defaultdict(list)
+    checked = 0
+    for (key, kind, _, prefix_tokens), responses in groups.items():
+        heads = {response[:prefix_tokens] for response in responses}
+        assert len(heads) == 1, "the members of a group share one prefix"
+        (head,) = heads
+        if kind == "prefixed":
+            assert prefix_tokens > 0
+            assert any(response.startswith(head) for response in earlier[key])
+            checked += 1
+        else:
+            assert prefix_tokens == 0
+        earlier[key] += responses
+    assert checked >= 8
+
+
+def test_the_reward_function_sees_whole_responses_and_its_rewards_are_unchanged(run, rewards):
+    train = [record for record in rewards if record["split"] == "train"]
+    assert len(train) == STEPS * 16
+    for number, step in enumerate(run.steps):
+        scores = [record["score"] for record in train[number * 16 : number * 16 + 16]]
+        assert step["critic/score/mean"] == pytest.approx(sum(scores) / 16)
+        assert step["rpo/reward/base_mean"] == pytest.approx(sum(scores) / 16)
+
+
+def test_validation_never_sees_a_prefix(run, rewards):
+    validated = [record for record in rewards if record["split"] == "val"]
+    assert len(validated) == 8
+    assert all(not record["start"].get("prefix_tokens") for record in validated)
+    assert "val-core/tiny_reasoner/acc/mean@1" in run.steps[-1]
+    assert not any("rpo_correct" in name for name in run.steps[-1])
+
+
+def test_staleness_of_prefixes_shows_in_verls_own_metrics(run):
+    worst = [step["training/off_policy/trajectory_staleness_worst/max"] for step in run.steps]
+    assert worst[:EPOCH] == [0] * EPOCH
+    assert worst[2] == 2  # written by the weights of step 0, used two updates later
+    assert worst[3] >= 2
+    assert all(step["training/off_policy/trajectory_staleness/max"] == 0 for step in run.steps)
+
+
+def test_times_of_rpos_own_parts_are_reported(run):
+    assert all(0 < step["timing_s/rpo_injection"] < 5 for step in run.steps)
+    assert all(0 < step["timing_s/rpo_cache_update"] < 5 for step in run.steps)
+
+
+def test_the_wheel_was_used(run, wheel_dir):
+    assert (wheel_dir / "rpo_verl" / "hydra_configs" / "rpo" / "enabled.yaml").exists()
+    assert "rpo_verl: the plug-in" not in run.output
+
+
+def test_the_demos_summary_reads_this_run(run):
+    import sys
+
+    from conftest import TINY
+
+    sys.path.insert(0, str(TINY))
+    from summary import plot, read_metrics, summarize, table
+
+    steps = read_metrics(run.folder / "metrics.jsonl")
+    summary = summarize(steps, seed=1)
+    trained = run.steps
+    assert summary["steps"] == STEPS
+    assert summary["generated_tokens_total"] == sum(step["rpo/tokens/generated_total"] for step in trained)
+    assert summary["generated_tokens_per_sample"] == summary["generated_tokens_total"] / (STEPS * 16)
+    assert summary["cache_hit_rate"] == pytest.approx(4 / 6)
+    on_hit = [step for step in trained if step["rpo/groups/prefixed"] == 4]
+    generated = sum(step["rpo/tokens/generated_total"] for step in on_hit)
+    assert summary["generated_tokens_per_sample_on_hit"] == pytest.approx(generated / (16 * len(on_hit)))
+    assert summary["rollout_s_per_step_on_hit"] > 0
+    plot({"rpo": steps}, run.folder / "plot.png")
+    table({"rpo": summary})
+    assert (run.folder / "plot.png").stat().st_size > 10_000

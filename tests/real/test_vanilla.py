@@ -1,0 +1,75 @@
+"""With the package installed and RPO not selected, veRL trains exactly as without the package."""
+
+import shutil
+
+import pytest
+from conftest import ROOT, run_recipe
+
+#: What a machine and its clock decide.
+NOT_COMPARED = ("timing", "perf/", "actor/perf/", "throughput")
+
+DETERMINISTIC = (
+    "actor_rollout_ref.rollout.full_determinism=true",
+    # All members of a group draw the same numbers then; the entropy bonus still moves the weights.
+    "actor_rollout_ref.actor.entropy_coeff=0.01",
+    "data.shuffle=false",
+    "trainer.val_before_train=false",
+    "trainer.test_freq=-1",
+)
+
+
+@pytest.fixture(scope="module")
+def with_package(tmp_path_factory, data_dir):
+    folder = tmp_path_factory.mktemp("with")
+    return run_recipe(
+        folder, *DETERMINISTIC, f"trainer.rollout_data_dir={folder / 'rollouts'}", STEPS="2", DATA_DIR=str(data_dir),
+        OMP_NUM_THREADS="1",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def without_package(tmp_path_factory, data_dir):
+    """A veRL that finds the CPU platform, without which it could not run here, and nothing else of this package."""
+    folder = tmp_path_factory.mktemp("without")
+    site = folder / "site"
+    (site / "rpo_verl").mkdir(parents=True)
+    (site / "rpo_verl" / "__init__.py").write_text("")
+    shutil.copytree(ROOT / "rpo_verl" / "cpu", site / "rpo_verl" / "cpu")
+    shutil.copytree(ROOT / "hydra_configs" / "platform", site / "configs" / "platform")
+    (site / "only_the_cpu_platform.py").write_text(
+        "from rpo_verl.cpu import patches, platform\nassert platform\npatches.apply_to_verl()\n"
+    )
+    return run_recipe(
+        folder, *DETERMINISTIC, f"trainer.rollout_data_dir={folder / 'rollouts'}",
+        f"hydra.searchpath=[file://{site / 'configs'}]", STEPS="2", DATA_DIR=str(data_dir), OMP_NUM_THREADS="1",
+        PYTHONPATH=str(site), VERL_USE_EXTERNAL_PLUGINS="none", VERL_USE_EXTERNAL_MODULES="only_the_cpu_platform",
+    )  # fmt: skip
+
+
+def comparable(step):
+    return {name: value for name, value in step.items() if not name.startswith(NOT_COMPARED)}
+
+
+def test_both_ran(with_package, without_package):
+    for run in (with_package, without_package):
+        assert run.returncode == 0, run.output[-4000:]
+        assert len(run.steps) == 2
+        assert any(step["actor/grad_norm"] > 0 for step in run.steps)
+
+
+def test_same_sampled_tokens(with_package, without_package):
+    for step in ("1.jsonl", "2.jsonl"):
+        texts = []
+        for run in (with_package, without_package):
+            lines = (run.folder / "rollouts" / step).read_text().splitlines()
+            # uid is random in veRL; everything else of a row has to be the same.
+            texts.append(sorted(line.split('"uid"')[0] for line in lines))
+        assert texts[0] == texts[1]
+        assert len(texts[0]) == 16
+
+
+def test_same_metrics(with_package, without_package):
+    for ours, theirs in zip(with_package.steps, without_package.steps, strict=True):
+        assert comparable(ours).keys() == comparable(theirs).keys()
+        assert not any(name.startswith("rpo/") for name in ours)
+        assert comparable(ours) == pytest.approx(comparable(theirs), rel=1e-5, abs=1e-6, nan_ok=True)
