@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "examples" / "tiny_reasoner"
 
-#: A run small enough for a test: 4 questions a step, 4 responses each, 16 questions in all.
-SMALL = {"QUESTIONS_PER_STEP": "4", "GROUP_SIZE": "4", "TEST_FREQ": "-1"}
+#: A run small enough for a test: 4 questions a step, 4 responses each.
+SMALL = {"QUESTIONS_PER_STEP": "4", "GROUP_SIZE": "4", "MICRO_BATCH_SIZE": "8", "TEST_FREQ": "-1"}
 
 
 @dataclass
@@ -64,7 +64,7 @@ def run_main_ppo(folder: Path, *arguments: str, timeout: float = 120, **environm
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
-    """16 training and 8 validation questions of 7 steps each, in veRL's format."""
+    """8 training and 8 validation questions of 7 steps each, in veRL's format."""
     folder = tmp_path_factory.mktemp("data")
     command = [sys.executable, str(TINY / "prepare_data.py"), "--out", str(folder)]
     command += ["--train-size", "8", "--val-size", "8", "--steps", "7", "--seed", "3"]

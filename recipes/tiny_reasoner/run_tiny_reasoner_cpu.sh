@@ -15,6 +15,7 @@ STEPS=${STEPS:-48}
 SEED=${SEED:-1}
 QUESTIONS_PER_STEP=${QUESTIONS_PER_STEP:-16}
 GROUP_SIZE=${GROUP_SIZE:-8}
+MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-64}
 LEARNING_RATE=${LEARNING_RATE:-2e-4}
 MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-64}
 MAX_RESPONSE_LENGTH=${MAX_RESPONSE_LENGTH:-128}
@@ -43,13 +44,13 @@ ACTOR=(
     algorithm.adv_estimator=grpo
     actor_rollout_ref.actor.optim.lr="$LEARNING_RATE"
     actor_rollout_ref.actor.ppo_mini_batch_size="$QUESTIONS_PER_STEP"
-    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64
+    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu="$MICRO_BATCH_SIZE"
 )
 
 ROLLOUT=(
     actor_rollout_ref.rollout.n="$GROUP_SIZE"
     actor_rollout_ref.rollout.temperature=1.0
-    actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=128
+    actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu="$MICRO_BATCH_SIZE"
     actor_rollout_ref.rollout.val_kwargs.do_sample=true
     actor_rollout_ref.rollout.val_kwargs.temperature=1.0
     actor_rollout_ref.rollout.val_kwargs.top_p=1.0
