@@ -13,7 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "examples" / "tiny_reasoner"
 
 #: A run small enough for a test: 4 questions a step, 4 responses each.
-SMALL = {"QUESTIONS_PER_STEP": "4", "GROUP_SIZE": "4", "MICRO_BATCH_SIZE": "8", "TEST_FREQ": "-1"}
+SMALL = {
+    "QUESTIONS_PER_STEP": "4",
+    "GROUP_SIZE": "4",
+    "MICRO_BATCH_SIZE": "8",
+    "BYPASS_OLD_LOG_PROB": "false",
+    "TEST_FREQ": "-1",
+}
 
 
 @dataclass

@@ -18,7 +18,8 @@ from summary import Step, plot, read_metrics, summarize, table
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent.parent / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
-ARMS = {"grpo": [], "rpo": ["+rpo=enabled"], "paper": ["+rpo=paper"]}
+ARMS = {"grpo": [], "rpo": ["+rpo=enabled"], "paper": ["+rpo=paper", "algorithm.rollout_correction.bypass_mode=false"]}
+# The paper's loss covers the prefix, whose old log-probabilities only the trainer can compute.
 SILENCE_S = 20
 
 
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--arms", default="grpo,rpo", help=f"comma-separated, of {', '.join(ARMS)}")
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--train-size", type=int, default=128, help="questions to train on")
+    parser.add_argument("--train-size", type=int, default=64, help="questions to train on")
     parser.add_argument("--val-size", type=int, default=512, help="questions to validate on, none of them trained on")
     parser.add_argument("--test-freq", type=int, default=12, help="steps between validations")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))

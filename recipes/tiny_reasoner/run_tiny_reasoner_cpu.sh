@@ -15,9 +15,10 @@ STEPS=${STEPS:-48}
 SEED=${SEED:-1}
 QUESTIONS_PER_STEP=${QUESTIONS_PER_STEP:-16}
 GROUP_SIZE=${GROUP_SIZE:-8}
-MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-64}
+BYPASS_OLD_LOG_PROB=${BYPASS_OLD_LOG_PROB:-true}
+MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-32}
 LEARNING_RATE=${LEARNING_RATE:-2e-4}
-MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-64}
+MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-48}
 MAX_RESPONSE_LENGTH=${MAX_RESPONSE_LENGTH:-128}
 TEST_FREQ=${TEST_FREQ:-12}
 #################################################################
@@ -51,6 +52,8 @@ ROLLOUT=(
     actor_rollout_ref.rollout.n="$GROUP_SIZE"
     actor_rollout_ref.rollout.temperature=1.0
     actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu="$MICRO_BATCH_SIZE"
+    # vLLM and the trainer agree in float32 (tests/real/test_rpo_run.py), so its log-probabilities serve as the old ones.
+    algorithm.rollout_correction.bypass_mode="$BYPASS_OLD_LOG_PROB"
     actor_rollout_ref.rollout.val_kwargs.do_sample=true
     actor_rollout_ref.rollout.val_kwargs.temperature=1.0
     actor_rollout_ref.rollout.val_kwargs.top_p=1.0

@@ -39,6 +39,27 @@ class Shaping:
 SHAPING: ContextVar[Shaping] = ContextVar("rpo_shaping")
 
 
+def extend_to_prefix(
+    mask: torch.Tensor, advantages: torch.Tensor, returns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The paper's literal loss: the whole response counts, and its prefix has the advantage of its suffix.
+
+    Args:
+        mask: (l,) int, 0 on the prefix, 1 on the suffix.
+        advantages: (l,) float, 0 on the prefix.
+        returns: (l,) float, 0 on the prefix.
+
+    Returns:
+        the three of them with the prefix filled in; unchanged where the mask is 0 throughout.
+    """
+    if not mask.any():
+        return mask, advantages, returns
+    first = int(mask.argmax())
+    advantages, returns = advantages.clone(), returns.clone()
+    advantages[:first], returns[:first] = advantages[first], returns[first]
+    return torch.ones_like(mask), advantages, returns
+
+
 @register_adv_est(contract.NAME)
 def compute_shaped_advantage(
     token_level_rewards: torch.Tensor,

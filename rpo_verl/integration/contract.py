@@ -63,7 +63,9 @@ UPSTREAM_NAMES = (
                  ("config", "tokenizer")),
     UpstreamName("verl.trainer.ppo.core_algos", "register_adv_est", "register the estimator", ("name_or_enum",)),
     UpstreamName("verl.trainer.ppo.core_algos", "get_adv_estimator_fn", "call the user's estimator", ("name_or_enum",)),
-    UpstreamName("verl.workers.utils.padding", "response_to_nested", "write masks back"),
+    UpstreamName("verl.trainer.ppo.v1.trainer_base", "PPOTrainer._init_tokenizer", "learn where answers end"),
+    UpstreamName("verl.utils.model", "get_generation_config", "learn where answers end", ("model",)),
+    UpstreamName("verl.utils.fs", "copy_to_local", "read the generation config"),
     UpstreamName("verl.utils.tensordict_utils", "get_tensordict", "write fields back"),
 )  # fmt: skip
 

@@ -9,6 +9,8 @@ import torch
 import transfer_queue as tq
 from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
+from verl.utils.fs import copy_to_local
+from verl.utils.model import get_generation_config
 from verl.utils.tensordict_utils import get_tensordict
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
@@ -17,7 +19,7 @@ from rpo_verl.core.question import question_key, tokenizer_fingerprint
 from rpo_verl.core.replay import PartialRollouts
 from rpo_verl.core.shaping import shape_group
 from rpo_verl.integration import contract
-from rpo_verl.integration.advantage import SHAPING, Shaping
+from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix
 from rpo_verl.integration.metrics import Row, batch_metrics
 from rpo_verl.integration.reward import CORRECT, verdict
 from rpo_verl.integration.settings import is_enabled, take_over
@@ -36,6 +38,10 @@ class PartialRolloutTrainer:
         self.rpo_options = take_over(config)
         super().__init__(config=config)
         self.rpo = PartialRollouts(self.rpo_options, config.data.max_response_length)
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        self._end_ids = _end_ids(self.config.actor_rollout_ref.model, self.tokenizer)
 
     def _build_replay_buffer(self) -> Any:
         buffer = super()._build_replay_buffer()
@@ -140,38 +146,38 @@ class PartialRolloutTrainer:
             keys=[batch.keys[i] for i in indices], partition_id=batch.partition_id, select_fields=["responses"]
         )
         responses = dict(zip(indices, data["responses"].unbind(), strict=True))
-        end = {self.tokenizer.eos_token_id}
         outcomes = []
         for members in groups.values():
             answers = []
             for i in members:
                 tokens = responses[i].numpy().astype(np.int32)
-                tokens = tokens[:-1] if len(tokens) and int(tokens[-1]) in end else tokens
+                tokens = tokens[:-1] if len(tokens) and int(tokens[-1]) in self._end_ids else tokens
                 answers.append(CachedAnswer(tokens, rows[i].correct, rows[i].reward, rows[i].oldest_policy))
             outcomes.append(self.rpo.observe(rows[members[0]].key, self.global_steps, shaped[members], answers))
         return outcomes
 
     def _extend_loss_to_prefix(self, batch: KVBatchMeta) -> None:
-        """Put prefixes into the loss: mask 1 and the response's own advantage on every token of it (paper)."""
+        """Put prefixes into the loss, for the batch that the actor is about to be updated with."""
         fields = ["response_mask", "advantages", "returns"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        masks, advantages, returns = [], [], []
-        for mask, advantage, target, tag in zip(*(data[field].unbind() for field in fields), batch.tags, strict=True):
-            if mask.any() and not tag.get("is_padding", False):
-                first = int(mask.argmax())
-                advantage, target = advantage.clone(), target.clone()
-                advantage[:first], target[:first] = advantage[first], target[first]
-                mask = torch.ones_like(mask)
-            masks.append(mask)
-            advantages.append(advantage)
-            returns.append(target)
+        rows = [
+            (mask, advantages, returns) if tag.get("is_padding", False) else extend_to_prefix(mask, advantages, returns)
+            for mask, advantages, returns, tag in zip(*(data[f].unbind() for f in fields), batch.tags, strict=True)
+        ]
+        columns = dict(zip(fields, zip(*rows, strict=True), strict=True))
+        columns["loss_mask"] = columns["response_mask"]
         nested = {
-            name: torch.nested.as_nested_tensor(values, layout=torch.jagged)
-            for name, values in (
-                ("response_mask", masks), ("loss_mask", masks), ("advantages", advantages), ("returns", returns)
-            )
-        }  # fmt: skip
+            name: torch.nested.as_nested_tensor(list(values), layout=torch.jagged) for name, values in columns.items()
+        }
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=get_tensordict(nested))
+
+
+def _end_ids(model: DictConfig, tokenizer: Any) -> set[int]:
+    """The ids at which generation ends: the tokenizer's EOS and those of the model's generation config."""
+    generation = get_generation_config(copy_to_local(model.path), model.get("trust_remote_code", False))
+    listed = generation.eos_token_id if generation is not None else None
+    ids = listed if isinstance(listed, list) else [listed]
+    return {index for index in (*ids, tokenizer.eos_token_id) if index is not None}
 
 
 def wrap_registered_trainers(registry: dict[str, type]) -> None:

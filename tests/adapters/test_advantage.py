@@ -1,0 +1,89 @@
+"""The registered estimator on top of veRL's own, by hand-computed values."""
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
+
+from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix
+
+CONFIG = OmegaConf.create({"norm_adv_by_std_in_grpo": True})
+
+
+def rewards_on_last_token(values, lengths, width):
+    rewards = torch.zeros(len(values), width)
+    for row, (value, length) in enumerate(zip(values, lengths, strict=True)):
+        rewards[row, length - 1] = value
+    return rewards
+
+
+def estimate(base, shaped, lengths, prefix, groups, upstream="grpo", config=CONFIG):
+    width = max(lengths)
+    mask = torch.zeros(len(base), width)
+    for row, length in enumerate(lengths):
+        mask[row, prefix[row] : length] = 1
+    token = SHAPING.set(Shaping(np.array(shaped) - np.array(base), np.array(lengths) - 1, upstream))
+    try:
+        advantages, _ = get_adv_estimator_fn("rpo")(
+            token_level_rewards=rewards_on_last_token(base, lengths, width),
+            response_mask=mask,
+            config=config,
+            index=np.array(groups, dtype=object),
+        )
+    finally:
+        SHAPING.reset(token)
+    return advantages, mask
+
+
+def test_grpo_over_shaped_rewards():
+    # Group a: R = 0.7, 0.5 → mean 0.6, std 0.1414; group b: R = 0.5, 0.0 → mean 0.25, std 0.3536.
+    advantages, mask = estimate([1, 1, 1, 0], [0.7, 0.5, 0.5, 0.0], [4, 5, 4, 3], [0, 2, 1, 0], ["a", "a", "b", "b"])
+    expected = [0.70710, -0.70710, 0.70710, -0.70710]
+    for row, value in enumerate(expected):
+        assert advantages[row][mask[row] == 1].tolist() == pytest.approx([value] * int(mask[row].sum()), abs=1e-4)
+        assert advantages[row][mask[row] == 0].abs().sum() == 0  # prefix and padding
+
+
+def test_grpo_without_std():
+    config = OmegaConf.create({"norm_adv_by_std_in_grpo": False})
+    advantages, _ = estimate([1, 1], [0.7, 0.5], [2, 2], [0, 0], ["a", "a"], config=config)
+    assert advantages[:, 0].tolist() == pytest.approx([0.1, -0.1])
+
+
+def test_rloo():
+    advantages, _ = estimate([1, 1, 0], [0.7, 0.5, 0.0], [2, 2, 2], [0, 0, 0], ["a"] * 3, upstream="rloo")
+    assert advantages[:, 0].tolist() == pytest.approx([0.7 - 0.25, 0.5 - 0.35, 0.0 - 0.6])
+
+
+def test_all_wrong_and_all_alike_give_no_signal():
+    for shaped in ([0.0] * 4, [0.5] * 4):
+        base = [float(value > 0) for value in shaped]
+        advantages, _ = estimate(base, shaped, [3] * 4, [1] * 4, ["a"] * 4)
+        assert advantages.abs().sum() == 0
+
+
+def test_without_shaping_it_is_verls_own_estimator():
+    base, groups = [1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"]
+    advantages, mask = estimate(base, base, [3, 4, 2, 4], [0] * 4, groups)
+    reference, _ = compute_grpo_outcome_advantage(
+        rewards_on_last_token(base, [3, 4, 2, 4], 4), mask, np.array(groups, dtype=object)
+    )
+    assert torch.equal(advantages, reference)
+
+
+def test_outside_rpos_trainer_it_says_what_to_do():
+    with pytest.raises(RuntimeError, match=r"\+rpo=enabled"):
+        get_adv_estimator_fn("rpo")(
+            token_level_rewards=torch.zeros(1, 1), response_mask=torch.ones(1, 1), config=CONFIG
+        )
+
+
+def test_prefix_in_loss():
+    mask, advantages = torch.tensor([0, 0, 1, 1]), torch.tensor([0.0, 0.0, -0.5, -0.5])
+    whole, extended, returns = extend_to_prefix(mask, advantages, advantages)
+    assert whole.tolist() == [1, 1, 1, 1]
+    assert extended.tolist() == returns.tolist() == [-0.5] * 4
+    assert mask.tolist() == [0, 0, 1, 1], "the input is left as it was"
+    empty = torch.zeros(3)
+    assert extend_to_prefix(empty, empty, empty)[0].sum() == 0
