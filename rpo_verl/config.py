@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 class TruncationConfig:
     """Where a cached answer of `l` tokens is cut: `m` trailing tokens are dropped, `m ~ Uniform{min_tokens..L}`."""
 
-    max_fraction: float | None = 0.25
+    max_fraction: float | None = 0.2
     """`L` as a fraction of `l`, rounded up; in (0, 1]. Used where `max_tokens` is null. Paper: 0.5 (main table)."""
 
     max_tokens: int | None = None
@@ -28,7 +28,7 @@ class TruncationConfig:
 class RolloutConfig:
     """Which groups get a prefix and how much they may generate."""
 
-    full_rollout_every: int = 4
+    full_rollout_every: int = 3
     """Every n-th training step all groups are full rollouts, which train and refresh the head of the answers;
     0 switches it off (paper). By step rather than by group, because a step lasts as long as its longest sample."""
 

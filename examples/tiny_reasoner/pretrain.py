@@ -48,29 +48,36 @@ def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
 
 @dataclass(frozen=True)
 class Phase:
-    """One cosine cycle: its length, its peak learning rate, its noise and the share of short problems at its start."""
+    """One cosine cycle over noisy solutions."""
 
     updates: int
     peak: float
+    """Highest learning rate."""
     noise: float
+    """Probability that a step of a solution is wrong."""
     short: float
+    """Share of the updates, at the start, that see problems of at most `steps` steps only."""
+    steps: int
+    """Steps of half of the problems after that; the other half covers all difficulties."""
 
 
 # Errors that are spread over 99 numbers leave the model less sure than their rate warrants: after the first phase
-# it errs more often than it was taught to. The second phase, with less noise, brings the rate to about 6% per step.
+# it errs more often than it was taught to. The later phases, with less noise, bring the rate down to where a solution
+# of the training difficulty comes out right about half of the time.
 PHASES = (
-    Phase(updates=2000, peak=3e-3, noise=NOISE, short=0.25),
-    Phase(updates=500, peak=1.5e-3, noise=0.03, short=0.0),
+    Phase(updates=2000, peak=3e-3, noise=NOISE, short=0.25, steps=12),
+    Phase(updates=500, peak=1.5e-3, noise=0.03, short=0.0, steps=12),
+    Phase(updates=400, peak=1.5e-3, noise=0.02, short=0.0, steps=20),
 )
 
 
-def draw_steps(rng: random.Random, short_only: bool) -> int:
-    """Steps of a batch: short ones only, or mostly the training difficulty with all others mixed in."""
+def draw_steps(rng: random.Random, most: int, short_only: bool) -> int:
+    """Steps of a batch: up to `most`, or `most` half of the time with all difficulties mixed in."""
     if short_only:
-        return rng.randint(2, TRAIN_STEPS)
+        return rng.randint(2, most)
     draw = rng.random()
     if draw < 0.5:
-        return TRAIN_STEPS
+        return most
     if draw < 0.75:
         return rng.choice(tuple(LEVELS.values()))
     return rng.randint(1, len(LABELS))
@@ -114,7 +121,7 @@ def train(model, tokenizer, phase: Phase, rng: random.Random, args, record) -> N
         progress = update / phase.updates
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress, phase.peak)
-        steps = draw_steps(rng, progress < phase.short)
+        steps = draw_steps(rng, phase.steps, progress < phase.short)
         ids, labels = draw_batch(rng, tokenizer, steps, args.batch_tokens, phase.noise)
         loss = model(input_ids=ids, labels=labels).loss
         optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ ANSWER_MARK = "#"
 
 # Solution lengths, end token included: 67, 112, 184, 274 and 382 tokens.
 LEVELS = {"steps7": 7, "steps12": 12, "steps20": 20, "steps30": 30, "steps42": 42}
-TRAIN_STEPS = 12
+TRAIN_STEPS = 20
 NOISE = 0.06
 
 _STEP = re.compile(r"([a-zA-Z])([-+*])(\d)")

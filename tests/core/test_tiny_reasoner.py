@@ -253,7 +253,7 @@ def test_logged_accuracy_is_in_the_promised_range():
     entries = [json.loads(line) for line in lines]
     assert {"seed", "threads", "torch", "parameters"} <= set(entries[0])
     assert entries[-1]["event"] == "final"
-    training_level = entries[-1]["levels"]["steps12"]
+    training_level = entries[-1]["levels"]["steps20"]
     assert 0.40 <= training_level["sampled"] <= 0.55
     assert training_level["greedy"] >= 0.95
 
