@@ -8,6 +8,7 @@ veRL swallows errors of a plug-in. So that a broken installation cannot train va
 command line asks for RPO ends here instead.
 """
 
+import importlib
 import os
 import re
 import sys
@@ -29,7 +30,10 @@ def _load() -> None:
     from rpo_verl.integration import contract, discovery
 
     if _rpo_requested():
-        contract.require_supported_verl()
+        try:
+            contract.require_supported_verl()
+        except contract.ContractError as error:
+            raise SystemExit(str(error)) from error
         stray = _options_without_the_group()
         if stray:
             raise SystemExit(
@@ -39,10 +43,8 @@ def _load() -> None:
     discovery.add_search_path()
     discovery.register_when_imported()
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
-        from rpo_verl.cpu import patches, platform
-
-        patches.apply_to_verl()
-        assert platform.PlatformCPU
+        importlib.import_module("rpo_verl.cpu.platform")  # registers itself
+        importlib.import_module("rpo_verl.cpu.patches").apply_to_verl()
 
 
 try:

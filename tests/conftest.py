@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -33,39 +34,35 @@ class Run:
     """Metrics of each logged step, the step number under the key `step`."""
 
 
-def run_recipe(folder: Path, *overrides: str, timeout: float = 600, **environment: str) -> Run:
-    """Run recipes/tiny_reasoner through veRL's command line, from a directory that is not the repository."""
+def _run(command: list[str], folder: Path, environment: dict[str, str], timeout: float) -> Run:
+    """Run in `folder`, which is not the repository; output goes to a file, because Ray's daemons may outlive a pipe."""
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = folder / "metrics.jsonl"
-    process = subprocess.run(
-        ["bash", str(ROOT / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"), *overrides],
-        cwd=folder,
-        env=os.environ | SMALL | {"PYTHON": sys.executable, "RUN_DIR": str(folder)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
-    (folder / "output.log").write_text(process.stdout)
-    steps = []
+    with (folder / "output.log").open("w") as stream:
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | environment, stdout=stream, stderr=stream, start_new_session=True
+        )
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    metrics, steps = folder / "metrics.jsonl", []
     if metrics.exists():
         steps = [{"step": r["step"]} | r["data"] for r in map(json.loads, metrics.read_text().splitlines())]
-    return Run(process.returncode, process.stdout, folder, steps)
+    return Run(process.returncode, (folder / "output.log").read_text(), folder, steps)
 
 
-def run_main_ppo(folder: Path, *arguments: str, timeout: float = 120, **environment: str) -> Run:
+def run_recipe(folder: Path, *overrides: str, timeout: float = 900, **environment: str) -> Run:
+    """Run recipes/tiny_reasoner through veRL's command line."""
+    script = ROOT / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
+    settings = SMALL | {"PYTHON": sys.executable, "RUN_DIR": str(folder)} | environment
+    return _run(["bash", str(script), *overrides], folder, settings, timeout)
+
+
+def run_main_ppo(folder: Path, *arguments: str, timeout: float = 300, **environment: str) -> Run:
     """Run `python -m verl.trainer.main_ppo` with nothing but these arguments."""
-    folder.mkdir(parents=True, exist_ok=True)
-    process = subprocess.run(
-        [sys.executable, "-m", "verl.trainer.main_ppo", *arguments],
-        cwd=folder,
-        env=os.environ | {"VERL_PLATFORM": "cpu"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
-    return Run(process.returncode, process.stdout, folder)
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
+    return _run(command, folder, {"VERL_PLATFORM": "cpu"} | environment, timeout)
 
 
 @pytest.fixture(scope="session")

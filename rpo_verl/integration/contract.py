@@ -17,6 +17,9 @@ SUPPORTED_VERL = SpecifierSet("==0.9.1")
 #: Name under which RPO's components stand in veRL's registries.
 NAME = "rpo"
 
+#: veRL's agent loop whose rows get prefixes; rows that name another one pass through untouched.
+SINGLE_TURN = "single_turn_agent"
+
 
 _failed_registrations: list[str] = []
 
@@ -71,13 +74,13 @@ UPSTREAM_NAMES = (
 
 
 def require_supported_verl() -> None:
-    """Raises SystemExit if the installed veRL is outside the supported range."""
+    """Raises ContractError if the installed veRL is outside the supported range."""
     try:
         found = importlib.metadata.version("verl")
     except importlib.metadata.PackageNotFoundError:
         found = "none"
     if found == "none" or not SUPPORTED_VERL.contains(found, prereleases=True):
-        raise SystemExit(
+        raise ContractError(
             f"rpo_verl: found verl {found}; RPO supports verl{SUPPORTED_VERL}. "
             f"Install a supported version (pip install 'verl{SUPPORTED_VERL}'), or train without RPO by leaving out "
             "every rpo override."

@@ -12,9 +12,6 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from rpo_verl.core.replay import PartialRollouts
 from rpo_verl.integration import contract
 
-#: The only agent loop whose rows get prefixes; rows that name another one pass through untouched.
-SINGLE_TURN = "single_turn_agent"
-
 
 def _is_text_only(messages: Sequence[dict[str, Any]]) -> bool:
     return all(isinstance(message.get("content"), str) for message in messages)
@@ -77,7 +74,7 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
         messages = [list(row) for row in prompts["raw_prompt"]]
         starts = [None] * rows
         for i in range(rows):
-            if names[i] == SINGLE_TURN and _is_text_only(messages[i]):
+            if names[i] == contract.SINGLE_TURN and _is_text_only(messages[i]):
                 starts[i] = self._rollouts.plan(self._question_key(messages[i]), step)
                 names[i] = contract.NAME
         self.passed_through += Counter(start is None for start in starts)[True]

@@ -55,6 +55,6 @@ class WholeResponseRewardManager(RewardManagerBase):
                 f"Reward manager: {self.config.rpo.upstream.reward_manager!r}."
             )
         if "rpo_start" in data.non_tensor_batch:
-            info = result["reward_extra_info"]
+            info = result.get("reward_extra_info", {})
             result["reward_extra_info"] = {**info, CORRECT: verdict(reward, info, self._options)}
         return result

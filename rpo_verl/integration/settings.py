@@ -11,7 +11,6 @@ from rpo_verl.integration import contract
 from rpo_verl.integration.advantage import UNSUPPORTED
 
 MANAGER_CLASS = "rpo_verl.integration.injection.PrefixAgentLoopManager"
-SINGLE_TURN_LOOPS = ("single_turn_agent", contract.NAME)
 
 
 def is_enabled(config: DictConfig) -> bool:
@@ -47,7 +46,7 @@ def read_options(config: DictConfig) -> RPOConfig:
         )
     if not config.trainer.use_v1:
         raise ConfigError("trainer.use_v1=False: RPO works with veRL's V1 trainer. Leave trainer.use_v1 at True.")
-    if agent.default_agent_loop not in SINGLE_TURN_LOOPS:
+    if agent.default_agent_loop != contract.SINGLE_TURN:
         raise ConfigError(
             f"actor_rollout_ref.rollout.agent.default_agent_loop={agent.default_agent_loop}: RPO would touch no row. "
             "Use single_turn_agent, and name the agent of other rows in their column agent_name."
@@ -92,8 +91,10 @@ class CheckSettings(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Raises SystemExit, which Hydra, unlike other exceptions of a callback, does not turn into a warning."""
-        contract.require_supported_verl()
         try:
+            contract.require_supported_verl()
             read_options(config)
+        except contract.ContractError as error:
+            raise SystemExit(str(error)) from error
         except ConfigError as error:
             raise SystemExit(f"rpo_verl: {error}") from error
