@@ -28,9 +28,10 @@ class TruncationConfig:
 class RolloutConfig:
     """Which groups get a prefix and how much they may generate."""
 
-    full_rollout_every: int = 3
-    """Every n-th training step all groups are full rollouts, which train and refresh the head of the answers;
-    0 switches it off (paper). By step rather than by group, because a step lasts as long as its longest sample."""
+    full_rollout_every: float = 3
+    """Every n-th training step all groups are full rollouts, which train and refresh the head of the answers; 2.5 means
+    two steps of five; 0 switches it off (paper). By step rather than by group, because a step lasts as long as its
+    longest sample."""
 
     full_rollout_prob: float = 0.0
     """Probability, in [0, 1], that a group whose question is cached is a full rollout all the same."""
@@ -135,7 +136,8 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         ("truncation.min_tokens", truncation.min_tokens, lambda v: v >= 0, "at least 0"),
         ("truncation.max_prefix_tokens", truncation.max_prefix_tokens, lambda v: v is None or 1 <= v < longest,
          f"null or at least 1 and below data.max_response_length = {longest}, so that a suffix fits"),
-        ("rollout.full_rollout_every", rollout.full_rollout_every, lambda v: v >= 0, "at least 0 (0: never)"),
+        ("rollout.full_rollout_every", rollout.full_rollout_every, lambda v: v == 0 or v >= 1,
+         "at least 1, or 0 (never)"),
         ("rollout.full_rollout_prob", rollout.full_rollout_prob, lambda v: 0 <= v <= 1, "in [0, 1]"),
         ("rollout.suffix_max_tokens", rollout.suffix_max_tokens, lambda v: v is None or 1 <= v <= longest,
          f"null or 1 to data.max_response_length = {longest}"),

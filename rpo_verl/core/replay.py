@@ -63,7 +63,9 @@ class PartialRollouts:
             return self._full(key, "full")
         draw_key = (self.config.seed, step, key)
         every = self.config.rollout.full_rollout_every
-        if (every and step % every == 0) or draws.uniform(*draw_key, "full") < self.config.rollout.full_rollout_prob:
+        if (every and step // every > (step - 1) // every) or draws.uniform(
+            *draw_key, "full"
+        ) < self.config.rollout.full_rollout_prob:
             return self._full(key, "refreshed")
         length = len(answer.tokens)
         dropped = draw_dropped(length, self.config.truncation, *draw_key)

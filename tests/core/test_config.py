@@ -32,6 +32,7 @@ def test_the_defaults_are_valid():
         ({"truncation__max_prefix_tokens": 128}, "rpo.truncation.max_prefix_tokens=128"),
         ({"truncation__max_prefix_tokens": 0}, "rpo.truncation.max_prefix_tokens=0"),
         ({"rollout__full_rollout_every": -1}, "rpo.rollout.full_rollout_every=-1"),
+        ({"rollout__full_rollout_every": 0.5}, "rpo.rollout.full_rollout_every=0.5"),
         ({"rollout__full_rollout_prob": 1.5}, "rpo.rollout.full_rollout_prob=1.5"),
         ({"rollout__suffix_max_tokens": 0}, "rpo.rollout.suffix_max_tokens=0"),
         ({"rollout__suffix_max_tokens": 500}, "rpo.rollout.suffix_max_tokens=500"),

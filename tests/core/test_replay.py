@@ -56,6 +56,12 @@ def test_every_nth_step_is_full():
     ]
 
 
+def test_full_steps_at_a_fractional_distance():
+    rpo = rollouts(rollout=RolloutConfig(full_rollout_every=2.5))
+    rpo.cache.put(KEY, answer(60))
+    assert [step for step in range(1, 11) if rpo.plan(KEY, step).kind == "refreshed"] == [3, 5, 8, 10]
+
+
 def test_full_rollout_prob_is_a_share_of_groups():
     rpo = rollouts(rollout=RolloutConfig(full_rollout_every=0, full_rollout_prob=0.25))
     rpo.cache.put(KEY, answer(60))
