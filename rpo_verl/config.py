@@ -87,6 +87,11 @@ class LossConfig:
     prefix_in_loss: bool = False
     """True puts the shared prefix into the loss (the paper's literal formula); False trains on the suffix alone."""
 
+    mean_over: str = "response"
+    """What a mean over tokens divides by where the prefix is not in the loss: the tokens of the whole `response` (the
+    `|o|` of the paper's objective), or of the `suffix` alone. The latter weighs a token of a short suffix many times
+    heavier than one of a full rollout."""
+
 
 @dataclass
 class Upstream:
@@ -146,6 +151,7 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         ("reward.alpha", reward.alpha, lambda v: v >= 0, "at least 0"),
         ("reward.lo", reward.lo, lambda v: v <= reward.hi, f"at most reward.hi = {reward.hi}"),
         ("reward.length_reference", reward.length_reference, ("group", "correct").__contains__, "group or correct"),
+        ("loss.mean_over", rpo.loss.mean_over, ("response", "suffix").__contains__, "response or suffix"),
         ("cache.greedy_prob", rpo.cache.greedy_prob, lambda v: 0 <= v <= 1, "in [0, 1]"),
     ]  # fmt: skip
     problems = [f"rpo.{key}={value}: must be {allowed}" for key, value, ok, allowed in checks if not ok(value)]

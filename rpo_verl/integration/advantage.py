@@ -1,4 +1,4 @@
-"""The registered advantage estimator: length-aware shaping, then the estimator the user configured."""
+"""The registered advantage estimator: length-aware shaping, the estimator the user configured, the paper's mean."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ UNSUPPORTED = {
 
 @dataclass(frozen=True)
 class Shaping:
-    """What shaping does to the batch whose advantages are being computed."""
+    """What the estimator has to know of the batch whose advantages are being computed."""
 
     bonus: np.ndarray
     """(B,) float, `R - r` of every row."""
@@ -34,9 +34,41 @@ class Shaping:
     upstream: str
     """Name of the user's estimator."""
 
+    prefix_tokens: np.ndarray
+    """(B,) int, tokens of every response that the loss leaves out but its mean counts."""
+
+    loss_agg_mode: str
+    """How veRL sums up the loss of single tokens."""
+
 
 #: Set by the trainer around veRL's advantage computation, which has no argument for it.
 SHAPING: ContextVar[Shaping] = ContextVar("rpo_shaping")
+
+
+def response_mean_weights(suffix_tokens: torch.Tensor, prefix_tokens: torch.Tensor, loss_agg_mode: str) -> torch.Tensor:
+    """Factors that turn veRL's mean over suffix tokens into one over the tokens of whole responses.
+
+    The paper's objective divides by `|o|`, prefix included; the prefix adds nothing to the sum, because the advantages
+    of a group that shares it cancel. veRL divides by what `response_mask` covers, which is the suffix. Every policy
+    loss is linear in the advantages, so a factor on them is a factor on the loss. With several mini-batches in a step,
+    `token-mean` uses the ratio of the step rather than that of each.
+
+    Args:
+        suffix_tokens: (B,) int, tokens in the loss.
+        prefix_tokens: (B,) int, tokens that only the mean counts.
+        loss_agg_mode: veRL's `actor.loss_agg_mode`. Modes that sum over tokens need no factor.
+
+    Returns:
+        (B, 1) float32, in [0, 1].
+    """
+    whole = suffix_tokens + prefix_tokens
+    if loss_agg_mode == "token-mean":
+        weights = (suffix_tokens.sum() / whole.sum().clamp(min=1)).expand(len(whole))
+    elif loss_agg_mode == "seq-mean-token-mean":
+        weights = suffix_tokens / whole.clamp(min=1)
+    else:
+        weights = torch.ones(len(whole))
+    return weights.float().unsqueeze(-1)
 
 
 def extend_to_prefix(
@@ -67,7 +99,7 @@ def compute_shaped_advantage(
     config: DictConfig,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add `R - r` on the last token of each response, then call the user's estimator.
+    """Add `R - r` on the last token of each response, call the user's estimator, and take the mean over responses.
 
     Args:
         token_level_rewards: (B, T) float, base reward on the last token of the response, minus a KL penalty if any.
@@ -94,6 +126,10 @@ def compute_shaped_advantage(
     if shaping.upstream == "grpo":
         # veRL passes this option on its GRPO path only, which a registered estimator does not take.
         kwargs["norm_adv_by_std_in_grpo"] = config.get("norm_adv_by_std_in_grpo", True)
-    return get_adv_estimator_fn(shaping.upstream)(
+    advantages, returns = get_adv_estimator_fn(shaping.upstream)(
         token_level_rewards=shaped, response_mask=response_mask, config=config, **kwargs
     )
+    weights = response_mean_weights(
+        response_mask.sum(dim=-1), torch.as_tensor(shaping.prefix_tokens), shaping.loss_agg_mode
+    )
+    return advantages * weights, returns

@@ -87,7 +87,17 @@ class PartialRolloutTrainer:
                 self.rpo_options.reward,
             )
         last_token = np.array([tag["response_len"] - 1 for tag in batch.tags])
-        token = SHAPING.set(Shaping(shaped - base, last_token, self.config.rpo.upstream.adv_estimator))
+        loss = self.rpo_options.loss
+        left_out = loss.mean_over == "response" and not loss.prefix_in_loss
+        token = SHAPING.set(
+            Shaping(
+                bonus=shaped - base,
+                last_token=last_token,
+                upstream=self.config.rpo.upstream.adv_estimator,
+                prefix_tokens=np.array([row.prefix_tokens if row is not None and left_out else 0 for row in rows]),
+                loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode,
+            )
+        )
         try:
             batch = super()._compute_advantage(batch, metrics=metrics)
         finally:

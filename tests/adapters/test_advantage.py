@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
+from verl.trainer.ppo.core_algos import agg_loss, compute_grpo_outcome_advantage, get_adv_estimator_fn
 
-from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix
+from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix, response_mean_weights
 
 CONFIG = OmegaConf.create({"norm_adv_by_std_in_grpo": True})
 
@@ -18,12 +18,14 @@ def rewards_on_last_token(values, lengths, width):
     return rewards
 
 
-def estimate(base, shaped, lengths, prefix, groups, upstream="grpo", config=CONFIG):
+def estimate(base, shaped, lengths, prefix, groups, upstream="grpo", config=CONFIG, left_out=None, mode="token-mean"):
     width = max(lengths)
     mask = torch.zeros(len(base), width)
     for row, length in enumerate(lengths):
         mask[row, prefix[row] : length] = 1
-    token = SHAPING.set(Shaping(np.array(shaped) - np.array(base), np.array(lengths) - 1, upstream))
+    bonus, last_token = np.array(shaped) - np.array(base), np.array(lengths) - 1
+    left_out = np.zeros(len(base), dtype=int) if left_out is None else np.array(left_out)
+    token = SHAPING.set(Shaping(bonus, last_token, upstream, left_out, mode))
     try:
         advantages, _ = get_adv_estimator_fn("rpo")(
             token_level_rewards=rewards_on_last_token(base, lengths, width),
@@ -87,3 +89,27 @@ def test_prefix_in_loss():
     assert mask.tolist() == [0, 0, 1, 1], "the input is left as it was"
     empty = torch.zeros(3)
     assert extend_to_prefix(empty, empty, empty)[0].sum() == 0
+
+
+def test_factors_of_a_mean_over_whole_responses():
+    suffix, prefix = torch.tensor([2, 4, 0]), torch.tensor([6, 0, 0])  # the last row is padding
+    assert response_mean_weights(suffix, prefix, "token-mean").flatten().tolist() == pytest.approx([0.5] * 3)
+    assert response_mean_weights(suffix, prefix, "seq-mean-token-mean").flatten().tolist() == [0.25, 1.0, 0.0]
+    assert response_mean_weights(suffix, prefix, "seq-mean-token-sum").flatten().tolist() == [1.0] * 3
+    assert response_mean_weights(suffix, prefix, "seq-mean-token-sum-norm").flatten().tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
+def test_the_loss_divides_by_whole_responses(mode):
+    """veRL's own aggregation of -A over the suffix gives the paper's sum, divided by whole responses."""
+    rewards, lengths, prefix = [1.0, 0.0, 1.0, 0.0], [8, 6, 5, 5], [4, 4, 0, 0]
+    groups = ["a", "a", "b", "b"]
+    advantages, mask = estimate(rewards, rewards, lengths, prefix, groups, left_out=prefix, mode=mode)
+    plain, _ = estimate(rewards, rewards, lengths, prefix, groups, mode=mode)
+    sums = (plain * mask).sum(dim=-1)
+    expected = {
+        "token-mean": sums.sum() / sum(lengths),
+        "seq-mean-token-mean": (sums / torch.tensor(lengths)).mean(),
+        "seq-mean-token-sum": sums.mean(),
+    }[mode]
+    assert agg_loss(advantages, mask, mode).item() == pytest.approx(expected.item(), rel=1e-6)

@@ -41,6 +41,7 @@ def test_the_defaults_are_valid():
         ({"reward__alpha": -0.1}, "rpo.reward.alpha=-0.1"),
         ({"reward__lo": 1.5}, "rpo.reward.lo=1.5"),
         ({"reward__length_reference": "median"}, "rpo.reward.length_reference=median"),
+        ({"loss__mean_over": "tokens"}, "rpo.loss.mean_over=tokens"),
         ({"cache__greedy_prob": -0.1}, "rpo.cache.greedy_prob=-0.1"),
         ({"group_size": 1}, "actor_rollout_ref.rollout.n=1"),
     ],
