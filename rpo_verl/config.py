@@ -28,7 +28,7 @@ class TruncationConfig:
 class RolloutConfig:
     """Which groups get a prefix and how much they may generate."""
 
-    full_rollout_every: float = 3
+    full_rollout_every: float = 8
     """Every n-th training step all groups are full rollouts, which train and refresh the head of the answers; 2.5 means
     two steps of five; 0 switches it off (paper). By step rather than by group, because a step lasts as long as its
     longest sample."""

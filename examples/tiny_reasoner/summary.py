@@ -95,6 +95,7 @@ def summarize(steps: list[Step], seed: int) -> dict[str, float]:
         weighted = [(s.prefixed_groups, s.generated_per_sample_on_hit) for s in trained if s.prefixed_groups]
         summary |= {
             "cache_hit_rate": sum(step.hit_groups for step in trained) / sum(step.groups for step in trained),
+            "prefixed_group_rate": sum(step.prefixed_groups for step in trained) / sum(s.groups for s in trained),
             "prefix_tokens_per_sample": sum(step.prefix_tokens for step in trained) / samples,
         }
         if weighted:
@@ -118,6 +119,7 @@ ROWS = {
     "rollout_s_per_step": ("rollout per step (median)", "{:.2f}"),
     "rollout_s_per_step_on_hit": ("… of steps from cached prefixes", "{:.2f}"),
     "cache_hit_rate": ("cache hit rate", "{:.2f}"),
+    "prefixed_group_rate": ("groups from a cached prefix", "{:.2f}"),
 }
 
 

@@ -11,16 +11,17 @@ DATA_DIR=${DATA_DIR:?folder with train.parquet and val.parquet, written by examp
 RUN_DIR=${RUN_DIR:-runs/tiny_reasoner}
 EXPERIMENT=${EXPERIMENT:-tiny_reasoner}
 
-STEPS=${STEPS:-60}
+STEPS=${STEPS:-90}
 SEED=${SEED:-1}
 QUESTIONS_PER_STEP=${QUESTIONS_PER_STEP:-8}
 GROUP_SIZE=${GROUP_SIZE:-8}
 BYPASS_OLD_LOG_PROB=${BYPASS_OLD_LOG_PROB:-true}
 MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-32}
-LEARNING_RATE=${LEARNING_RATE:-2e-4}
+LEARNING_RATE=${LEARNING_RATE:-3e-4}
+LEARNING_RATE_SCHEDULE=${LEARNING_RATE_SCHEDULE:-cosine}
 MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-72}
 MAX_RESPONSE_LENGTH=${MAX_RESPONSE_LENGTH:-208}
-TEST_FREQ=${TEST_FREQ:-20}
+TEST_FREQ=${TEST_FREQ:-30}
 #################################################################
 
 export VERL_PLATFORM=cpu
@@ -44,6 +45,7 @@ MODEL=(
 ACTOR=(
     algorithm.adv_estimator=grpo
     actor_rollout_ref.actor.optim.lr="$LEARNING_RATE"
+    actor_rollout_ref.actor.optim.lr_scheduler_type="$LEARNING_RATE_SCHEDULE"
     actor_rollout_ref.actor.ppo_mini_batch_size="$QUESTIONS_PER_STEP"
     actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu="$MICRO_BATCH_SIZE"
 )
