@@ -8,7 +8,7 @@ BIN := .venv/bin
 ARMS ?= grpo,rpo
 ARGS ?=
 
-.PHONY: demo test setup lint lock pretrain clean
+.PHONY: demo test bench-cache crash-test setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python examples/tiny_reasoner/demo.py --arms $(ARMS) $(ARGS)
@@ -17,6 +17,12 @@ test: setup  ## every test, real runs included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
+
+bench-cache: setup  ## what the experience cache costs: table and runs/bench/cache.json
+	$(BIN)/python tests/bench/cache.py
+
+crash-test: setup  ## kill a training 20 times at random moments; about an hour
+	$(BIN)/python tests/crash/crash_test.py $(ARGS)
 
 setup: .venv/installed  ## the pinned CPU set-up, in .venv
 

@@ -21,6 +21,7 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=[
         "rpo_verl",
+        "rpo_verl.cli",
         "rpo_verl.core",
         "rpo_verl.cpu",
         "rpo_verl.hydra_configs",
@@ -33,6 +34,9 @@ setup(
         "numpy>=2.0",
         "packaging>=20.0",
         "psutil",
+        "pyarrow>=19.0",
+        "rich>=13.0",
+        "typer>=0.15",
         "verl==0.9.1",
         "wrapt>=1.16",
     ],
@@ -41,6 +45,7 @@ setup(
         "gpu": ["verl[vllm,fsdp]==0.9.1"],
     },
     entry_points={
+        "console_scripts": ["rpo-verl = rpo_verl.cli.main:app"],
         "verl.plugins": ["rpo_verl = rpo_verl.plugin"],
         "vllm.general_plugins": ["rpo_verl_cpu = rpo_verl.cpu.patches:apply_to_vllm"],
     },

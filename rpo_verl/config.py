@@ -79,6 +79,23 @@ class CacheConfig:
     keep_correct: bool = True
     """A correct cached answer is never replaced by a wrong response."""
 
+    max_failures: int | None = 2
+    """An answer from whose prefixes so many groups in a row failed altogether is dropped, so that the question gets a
+    full rollout next time; at least 1. Null: it is kept for ever."""
+
+    max_age: int | None = None
+    """A question whose answer has a head older than so many training steps gets a full rollout. Null: no limit."""
+
+    max_entries: int | None = None
+    """Most questions the cache holds; beyond that the least recently used go. Null: no limit."""
+
+    max_bytes: int | None = None
+    """Most memory the cache takes: 4 bytes a token of questions and answers, 300 an entry. Null: no limit."""
+
+    path: str | None = None
+    """Folder of a store (`rpo-verl cache build` or `import`, or a checkpoint's `rpo`) to begin with. A run that resumes
+    from a checkpoint takes the cache of that."""
+
 
 @dataclass
 class LossConfig:
@@ -151,6 +168,10 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         ("reward.alpha", reward.alpha, lambda v: v >= 0, "at least 0"),
         ("reward.lo", reward.lo, lambda v: v <= reward.hi, f"at most reward.hi = {reward.hi}"),
         ("reward.length_reference", reward.length_reference, ("group", "correct").__contains__, "group or correct"),
+        ("cache.max_failures", rpo.cache.max_failures, lambda v: v is None or v >= 1, "null or at least 1"),
+        ("cache.max_age", rpo.cache.max_age, lambda v: v is None or v >= 0, "null or at least 0"),
+        ("cache.max_entries", rpo.cache.max_entries, lambda v: v is None or v >= 1, "null or at least 1"),
+        ("cache.max_bytes", rpo.cache.max_bytes, lambda v: v is None or v >= 1, "null or at least 1"),
         ("loss.mean_over", rpo.loss.mean_over, ("response", "suffix").__contains__, "response or suffix"),
         ("cache.greedy_prob", rpo.cache.greedy_prob, lambda v: 0 <= v <= 1, "in [0, 1]"),
     ]  # fmt: skip

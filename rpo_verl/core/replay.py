@@ -1,6 +1,6 @@
 """RPO's two decisions about a question: what its next group starts from, and what the cache learns from the group."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -46,6 +46,8 @@ class Outcome:
     chosen: int
     greedy: bool
     stored: bool
+    dropped: bool
+    """The old answer is no longer trusted: `max_failures` groups in a row failed from a prefix of it."""
 
 
 class PartialRollouts:
@@ -54,13 +56,22 @@ class PartialRollouts:
     def __init__(self, config: RPOConfig, max_response_length: int) -> None:
         self.config = config
         self.max_response_length = max_response_length
-        self.cache = ExperienceCache(keep_correct=config.cache.keep_correct)
+        self.cache = ExperienceCache(**self.bounds)
+
+    @property
+    def bounds(self) -> dict[str, bool | int | None]:
+        """What the cache is created with, here and from a store."""
+        cache = self.config.cache
+        return {"keep_correct": cache.keep_correct, "max_entries": cache.max_entries, "max_bytes": cache.max_bytes}
 
     def plan(self, key: bytes, step: int) -> Start:
         """Decide what the question's group starts from; a function of the cache and of (seed, step, question)."""
         answer = self.cache.get(key)
         if answer is None:
             return self._full(key, "full")
+        max_age = self.config.cache.max_age
+        if max_age is not None and step - answer.step > max_age:
+            return self._full(key, "refreshed")
         draw_key = (self.config.seed, step, key)
         every = self.config.rollout.full_rollout_every
         if (every and step // every > (step - 1) // every) or draws.uniform(
@@ -74,7 +85,9 @@ class PartialRollouts:
             return self._full(key, "refreshed")
         return Start(key, "prefixed", answer.tokens[:kept], length - kept, self._room(kept, length - kept), answer.step)
 
-    def observe(self, key: bytes, step: int, shaped: np.ndarray, answers: list[CachedAnswer]) -> Outcome:
+    def observe(
+        self, key: bytes, step: int, shaped: np.ndarray, answers: list[CachedAnswer], from_prefix: bool
+    ) -> Outcome:
         """Offer a finished group to the cache (paper, section 3, cache update).
 
         Args:
@@ -82,10 +95,22 @@ class PartialRollouts:
             step: the step that trains on the group.
             shaped: (G,) float, shaped rewards `R`.
             answers: the G responses in the same order.
+            from_prefix: the group started from a cached prefix.
         """
         chosen, greedy = choose_response(shaped, self.config.cache.greedy_prob, self.config.seed, step, key)
+        old = self.cache.get(key)
+        failures = 0
+        if from_prefix and old is not None:
+            failures = 0 if any(answer.correct for answer in answers) else old.failures + 1
+            max_failures = self.config.cache.max_failures
+            if max_failures is not None and failures >= max_failures:
+                self.cache.drop(key)
+                return Outcome(chosen, greedy, stored=False, dropped=True)
         finite = bool(np.isfinite(answers[chosen].reward))
-        return Outcome(chosen, greedy, stored=finite and self.cache.put(key, answers[chosen]))
+        stored = finite and self.cache.put(key, replace(answers[chosen], failures=failures))
+        if from_prefix and old is not None and not stored:
+            self.cache.set_failures(key, failures)
+        return Outcome(chosen, greedy, stored, dropped=False)
 
     def _full(self, key: bytes, kind: Kind) -> Start:
         return Start(key, kind, _NO_TOKENS, 0, self.max_response_length, -1)

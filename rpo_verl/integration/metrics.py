@@ -66,6 +66,7 @@ def batch_metrics(
         "rpo/suffix/capped_share": float(np.mean([row.capped for row in own])),
         "rpo/cache/greedy_updates_total": sum(outcome.greedy for outcome in outcomes),
         "rpo/cache/stored_updates_total": sum(outcome.stored for outcome in outcomes),
+        "rpo/cache/dropped_total": sum(outcome.dropped for outcome in outcomes),
     }
     if hit_suffix.size:
         metrics["rpo/tokens/generated_per_sample_on_hit"] = float(hit_suffix.mean())

@@ -1,7 +1,10 @@
 """RPO around veRL's trainers: a mixin that connects cache and rollout, shapes rewards and updates the cache."""
 
+import logging
+import shutil
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,20 +12,26 @@ import torch
 import transfer_queue as tq
 from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.fs import copy_to_local
 from verl.utils.model import get_generation_config
 from verl.utils.tensordict_utils import get_tensordict
-from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
+from rpo_verl.core import store
 from rpo_verl.core.cache import CachedAnswer
-from rpo_verl.core.question import question_key, tokenizer_fingerprint
 from rpo_verl.core.replay import PartialRollouts
 from rpo_verl.core.shaping import shape_group
 from rpo_verl.integration import contract
 from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix
 from rpo_verl.integration.metrics import Row, batch_metrics
+from rpo_verl.integration.questions import Questions
 from rpo_verl.integration.reward import CORRECT, verdict
 from rpo_verl.integration.settings import is_enabled, take_over
+
+logger = logging.getLogger(__name__)
+
+#: Folder of the cache in a checkpoint `global_step_N`.
+STORE = "rpo"
 
 if TYPE_CHECKING:
     # Importing it here would be circular: its base class lives in the package whose import loads this module.
@@ -36,12 +45,20 @@ class PartialRolloutTrainer:
         contract.require_supported_verl()
         contract.require_upstream_names()
         self.rpo_options = take_over(config)
-        super().__init__(config=config)
         self.rpo = PartialRollouts(self.rpo_options, config.data.max_response_length)
+        super().__init__(config=config)
 
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()
-        self._end_ids = _end_ids(self.config.actor_rollout_ref.model, self.tokenizer)
+        model, data = self.config.actor_rollout_ref.model, self.config.data
+        self._end_ids = _end_ids(model, self.tokenizer)
+        self._questions = Questions(
+            model.path,
+            self.tokenizer,
+            data.max_prompt_length,
+            data.get("apply_chat_template_kwargs", {}),
+            self.processor,
+        )
 
     def _build_replay_buffer(self) -> Any:
         buffer = super()._build_replay_buffer()
@@ -53,22 +70,44 @@ class PartialRolloutTrainer:
         missing = contract.unregistered_components()
         if missing:
             raise contract.plugin_not_loaded("the TaskRunner", f"not registered there: {', '.join(missing)}")
-        agent_loop_manager.connect(self.rpo, self._question_key_fn())
+        agent_loop_manager.connect(self.rpo, lambda messages: self._questions.key(self._questions.ids(messages)))
         super().fit(agent_loop_manager)
 
-    def _question_key_fn(self) -> Any:
-        """Chat messages → key, tokenized by the very builder the rollout uses."""
-        template_options = self.config.data.get("apply_chat_template_kwargs", {})
-        builder = create_continuous_token_builder(
-            self.tokenizer,
-            hf_model_type=None,
-            chat_template_kwargs=template_options,
-            processor=self.processor,
-        )
-        fingerprint = tokenizer_fingerprint(
-            self.tokenizer.get_vocab(), f"{self.tokenizer.chat_template}{template_options}"
-        )
-        return lambda messages: question_key(builder.build_initial_tokens(messages), fingerprint)
+    def _save_checkpoint(self) -> None:
+        """Save the cache first: once veRL's tracker file names a checkpoint, its cache is there."""
+        checkpoints = Path(self.config.trainer.default_local_dir).resolve()
+        folder = checkpoints / f"global_step_{self.global_steps}" / STORE
+        store.save(self.rpo.cache, folder, self._questions.tokenizer, self.global_steps)
+        super()._save_checkpoint()
+        for old in checkpoints.glob(f"global_step_*/{STORE}"):
+            # veRL deletes the actor of a checkpoint it no longer keeps.
+            if old != folder and not (old.parent / "actor").exists():
+                shutil.rmtree(old)
+
+    def _load_checkpoint(self) -> None:
+        """Resume with the checkpoint's cache; a run from the start begins with `rpo.cache.path`, if any.
+
+        Raises:
+            StoreError: if the store is damaged or belongs to another tokenizer.
+        """
+        super()._load_checkpoint()
+        trainer, path = self.config.trainer, self.rpo_options.cache.path
+        if self.global_steps > 0:
+            if trainer.resume_mode == "auto":
+                checkpoint = find_latest_ckpt_path(str(Path(trainer.default_local_dir).resolve()))
+            else:
+                checkpoint = trainer.resume_from_path
+            path = Path(checkpoint).resolve() / STORE
+            if not path.exists():
+                logger.warning(
+                    "RPO: NO EXPERIENCE CACHE in %s. Training goes on with an empty one: every question gets a full "
+                    "rollout at its next visit. To avoid that, put the store of this checkpoint there and start again.",
+                    path,
+                )
+                return
+        if path is not None:
+            self.rpo.cache, manifest = store.load(Path(path), self._questions.tokenizer, **self.rpo.bounds)
+            logger.warning("RPO: %d answers of step %d loaded from %s", manifest.entries, manifest.step, path)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Shape the rewards of every group, let veRL compute advantages from them, then update the cache."""
@@ -106,7 +145,8 @@ class PartialRolloutTrainer:
         started = time.perf_counter()
         outcomes = self._update_cache(batch, rows, groups, shaped)
         metrics.update(batch_metrics(rows, groups, shaped, outcomes))
-        metrics.update(self.rpo.cache.metrics())
+        self.rpo.cache.evict()
+        metrics.update(self.rpo.cache.metrics(self.global_steps))
         metrics.update(self.agent_loop_manager.pop_metrics())
         metrics["timing_s/rpo_cache_update"] = time.perf_counter() - started
         if self.rpo_options.loss.prefix_in_loss:
@@ -153,17 +193,31 @@ class PartialRolloutTrainer:
         if not indices:
             return []
         data = tq.kv_batch_get(
-            keys=[batch.keys[i] for i in indices], partition_id=batch.partition_id, select_fields=["responses"]
+            keys=[batch.keys[i] for i in indices],
+            partition_id=batch.partition_id,
+            select_fields=["prompts", "responses"],
         )
-        responses = dict(zip(indices, data["responses"].unbind(), strict=True))
+        questions, responses = (
+            dict(zip(indices, data[name].unbind(), strict=True)) for name in ("prompts", "responses")
+        )
         outcomes = []
         for members in groups.values():
+            first = rows[members[0]]
+            question = questions[members[0]].numpy().astype(np.int32)
+            if self._questions.key(question) != first.key:
+                raise contract.ContractError(
+                    f"veRL rolled out {len(question)} question tokens that are not those its question was looked up "
+                    "by. Please report this with your data.apply_chat_template_kwargs and model."
+                )
             answers = []
             for i in members:
                 tokens = responses[i].numpy().astype(np.int32)
                 tokens = tokens[:-1] if len(tokens) and int(tokens[-1]) in self._end_ids else tokens
-                answers.append(CachedAnswer(tokens, rows[i].correct, rows[i].reward, rows[i].oldest_policy))
-            outcomes.append(self.rpo.observe(rows[members[0]].key, self.global_steps, shaped[members], answers))
+                row = rows[i]
+                answers.append(CachedAnswer(tokens, row.correct, row.reward, row.oldest_policy, question))
+            outcomes.append(
+                self.rpo.observe(first.key, self.global_steps, shaped[members], answers, first.kind == "prefixed")
+            )
         return outcomes
 
     def _extend_loss_to_prefix(self, batch: KVBatchMeta) -> None:

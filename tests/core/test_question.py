@@ -1,8 +1,12 @@
 """A question is its content under one tokenizer and template."""
 
-from rpo_verl.core.question import question_key, tokenizer_fingerprint
+from rpo_verl.core.question import TokenizerIdentity, question_key
 
 VOCABULARY = {"a": 0, "b": 1}
+
+
+def tokenizer_fingerprint(vocabulary, template):
+    return TokenizerIdentity.of("name", vocabulary, template).fingerprint
 
 
 def test_key_is_a_function_of_the_token_ids_and_the_fingerprint():

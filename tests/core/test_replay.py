@@ -23,7 +23,8 @@ def test_cold_cache_gives_a_full_rollout_which_seeds_it():
     rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
     start = rpo.plan(KEY, 1)
     assert (start.kind, len(start.prefix), start.suffix_max_tokens, start.source_step) == ("full", 0, 100, -1)
-    outcome = rpo.observe(KEY, 1, np.array([0.0, 0.5]), [answer(8, correct=False), answer(9, step=0)])
+    group = [answer(8, correct=False), answer(9, step=0)]
+    outcome = rpo.observe(KEY, 1, np.array([0.0, 0.5]), group, from_prefix=False)
     assert (outcome.chosen, outcome.greedy, outcome.stored) == (1, True, True)
     assert rpo.plan(KEY, 2).kind == "prefixed"
 
@@ -106,17 +107,61 @@ def test_keep_correct():
 
 def test_a_response_without_a_finite_reward_never_enters_the_cache():
     rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
-    outcome = rpo.observe(KEY, 1, np.array([np.nan]), [answer(5, correct=False, reward=float("nan"))])
+    group = [answer(5, correct=False, reward=float("nan"))]
+    outcome = rpo.observe(KEY, 1, np.array([np.nan]), group, from_prefix=False)
     assert not outcome.stored
     assert rpo.cache.get(KEY) is None
 
 
-def test_cache_counts_its_bytes():
-    cache = ExperienceCache()
-    cache.put(KEY, answer(100))
-    cache.put(KEY, answer(50))
-    cache.put(b"other", answer(10, correct=False))
-    metrics = cache.metrics()
-    assert metrics["rpo/cache/entries"] == 2
-    assert metrics["rpo/cache/token_bytes"] == 4 * 60
-    assert metrics["rpo/cache/correct_share"] == 0.5
+def fail_from(rpo, step, correct=False):
+    """One group from the cached prefix, all wrong or all right."""
+    group = [answer(60, correct=correct, step=step)] * 2
+    return rpo.observe(KEY, step, np.array([float(correct)] * 2), group, from_prefix=True)
+
+
+@pytest.mark.parametrize("poisoned", [True, False])
+def test_an_answer_from_which_groups_keep_failing_is_dropped(poisoned):
+    """Whether it counts as correct, and so is kept, or is wrong, and replaced by its own continuation."""
+    rpo = rollouts(cache=CacheConfig(max_failures=2))
+    rpo.cache.put(KEY, answer(60, correct=poisoned))
+    assert not fail_from(rpo, 1).dropped
+    assert rpo.cache.get(KEY).failures == 1
+    assert rpo.plan(KEY, 2).kind == "prefixed"
+    assert fail_from(rpo, 2).dropped
+    assert rpo.cache.get(KEY) is None
+    assert rpo.plan(KEY, 3).kind == "full"
+
+
+def test_one_success_ends_a_series_of_failures():
+    rpo = rollouts(cache=CacheConfig(max_failures=2))
+    rpo.cache.put(KEY, answer(60))
+    fail_from(rpo, 1)
+    fail_from(rpo, 2, correct=True)
+    assert rpo.cache.get(KEY).failures == 0
+    assert not fail_from(rpo, 3).dropped
+
+
+def test_failed_full_rollouts_do_not_count():
+    rpo = rollouts(cache=CacheConfig(max_failures=1))
+    rpo.cache.put(KEY, answer(60, correct=False))
+    outcome = rpo.observe(KEY, 1, np.zeros(1), [answer(50, correct=False)], from_prefix=False)
+    assert (outcome.dropped, outcome.stored) == (False, True)
+
+
+def test_without_control_a_failing_answer_stays():
+    rpo = rollouts(cache=CacheConfig(max_failures=None))
+    rpo.cache.put(KEY, answer(60))
+    for step in range(1, 20):
+        fail_from(rpo, step)
+    assert rpo.plan(KEY, 20).kind == "prefixed"
+
+
+def test_answers_with_an_old_head_get_a_full_rollout():
+    rpo = rollouts(cache=CacheConfig(max_age=10))
+    rpo.cache.put(KEY, answer(60, step=5))
+    assert [rpo.plan(KEY, step).kind for step in (6, 15, 16)] == ["prefixed", "prefixed", "refreshed"]
+
+
+def test_bounds_of_the_configuration_are_the_caches():
+    rpo = rollouts(cache=CacheConfig(keep_correct=False, max_entries=3, max_bytes=1000))
+    assert (rpo.cache.keep_correct, rpo.cache.max_entries, rpo.cache.max_bytes) == (False, 3, 1000)

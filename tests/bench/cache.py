@@ -1,0 +1,148 @@
+"""What the experience cache costs: `make bench-cache` prints a table and writes runs/bench/cache.json.
+
+Every size runs in a process of its own, and loading in another, so that the resident memory of one does not hide
+in that of the other. Times are medians of five, save and load of one.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from rpo_verl.config import RPOConfig
+from rpo_verl.core import store
+from rpo_verl.core.cache import CachedAnswer
+from rpo_verl.core.question import TokenizerIdentity, question_key
+from rpo_verl.core.replay import PartialRollouts
+
+SIZES = ((1_000, 4096), (10_000, 4096), (100_000, 4096), (1_000_000, 256))
+BATCH, GROUP = 1024, 8
+TOKENIZER = TokenizerIdentity.of("bench", {"a": 0}, None)
+#: Of the size (100,000, 4,096): milliseconds, milliseconds, seconds, seconds, share of the raw token bytes.
+LIMITS = {"look_up_ms": 20, "update_ms": 50, "save_s": 10, "load_s": 10, "resident_share": 1.2}
+REFERENCE = (100_000, 4096)
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    gc.collect()
+    return psutil.Process().memory_info().rss
+
+
+def timed(action, repeats: int) -> float:
+    """Median seconds of an action that gets the number of the repetition."""
+    seconds = []
+    for i in range(repeats):
+        started = time.perf_counter()
+        action(i)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds)
+
+
+def questions(entries: int) -> list[tuple[bytes, np.ndarray]]:
+    """Distinct questions of one token, so that the answers are what is measured."""
+    ids = np.arange(entries, dtype=np.int32).reshape(-1, 1)
+    return [(question_key(question, TOKENIZER.fingerprint), question) for question in ids]
+
+
+def measure(entries: int, tokens: int, folder: Path) -> dict[str, float]:
+    """Fill a cache and time what a training step and a checkpoint do with it."""
+    rng, rpo = np.random.default_rng(0), PartialRollouts(RPOConfig(), tokens)
+    asked = questions(entries)
+    before = resident()
+    for key, question in asked:
+        answer = CachedAnswer(rng.integers(0, 150_000, tokens, dtype=np.int32), True, 1.0, 0, question)
+        rpo.cache.put(key, answer)
+    memory = resident() - before
+    batches = [[asked[i] for i in rng.integers(0, entries, BATCH)] for _ in range(5)]
+    fresh = [rng.integers(0, 150_000, tokens, dtype=np.int32) for _ in range(GROUP)]
+    shaped = np.linspace(0.5, 1.0, GROUP)
+
+    def look_up(i: int) -> None:
+        for key, _ in batches[i]:
+            rpo.plan(key, i + 1)
+
+    def update(i: int) -> None:
+        for key, question in batches[i]:
+            group = [CachedAnswer(ids, True, 1.0, i, question) for ids in fresh]
+            rpo.observe(key, i + 1, shaped, group, from_prefix=True)
+        rpo.cache.evict()
+
+    look_up_s, update_s = timed(look_up, 5), timed(update, 5)
+    save_s = timed(lambda i: store.save(rpo.cache, folder, TOKENIZER, step=i), 1)
+    return {
+        "entries": entries,
+        "tokens": tokens,
+        "look_up_ms": 1000 * look_up_s,
+        "update_ms": 1000 * update_s,
+        "save_s": save_s,
+        "resident_bytes": memory,
+        "accounted_bytes": rpo.cache.bytes,
+        "resident_share": memory / (4 * entries * tokens),
+        "disk_bytes": sum(path.stat().st_size for path in folder.iterdir()),
+    }
+
+
+def measure_load(folder: Path) -> dict[str, float]:
+    """Load a store in this process, which has done nothing else."""
+    before, started = resident(), time.perf_counter()
+    cache, manifest = store.load(folder, TOKENIZER)
+    seconds = time.perf_counter() - started
+    share = (resident() - before) / (4 * manifest.tokens)
+    assert len(cache) == manifest.entries
+    return {"load_s": seconds, "resident_share_after_load": share}
+
+
+def run_in_process(*arguments: str) -> dict[str, float]:
+    """This script on one size, in a process of its own."""
+    command = [sys.executable, __file__, *arguments]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def main() -> None:
+    """Command line entry; exit status 1 if the reference size is beyond a limit."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/cache.json"))
+    parser.add_argument("--measure", nargs=3, metavar=("ENTRIES", "TOKENS", "FOLDER"), help="one size; used inside")
+    parser.add_argument("--load", type=Path, help="load a store; used inside")
+    args = parser.parse_args()
+    if args.measure:
+        entries, tokens, folder = args.measure
+        return print(json.dumps(measure(int(entries), int(tokens), Path(folder))))
+    if args.load:
+        return print(json.dumps(measure_load(args.load)))
+
+    results, console = [], Console(width=120)
+    for entries, tokens in SIZES:
+        console.print(f"{entries:,} questions of {tokens:,} tokens …")
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "rpo"
+            result = run_in_process("--measure", str(entries), str(tokens), str(folder))
+            results.append(result | run_in_process("--load", str(folder)))
+    names = ["look_up_ms", "update_ms", "save_s", "load_s", "resident_share", "resident_share_after_load"]
+    table = Table("questions", "tokens", *(name.replace("_", " ") for name in names), title=f"{BATCH} questions a step")
+    for result in results:
+        table.add_row(f"{result['entries']:,}", f"{result['tokens']:,}", *(f"{result[name]:.3g}" for name in names))
+    console.print(table)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(results, indent=2) + "\n")
+    (reference,) = (result for result in results if (result["entries"], result["tokens"]) == REFERENCE)
+    beyond = [f"{name} {reference[name]:.3g} > {most}" for name, most in LIMITS.items() if reference[name] > most]
+    if reference["resident_share_after_load"] > LIMITS["resident_share"]:
+        beyond.append(f"resident_share_after_load {reference['resident_share_after_load']:.3g}")
+    if beyond:
+        raise SystemExit(f"beyond the limits: {'; '.join(beyond)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The cache on disk: round trips, refusals, and a thousand ways of damaging a file."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rpo_verl.core import store
+from rpo_verl.core.cache import CachedAnswer, ExperienceCache
+from rpo_verl.core.question import TokenizerIdentity, question_key
+
+TOKENIZER = TokenizerIdentity.of("tiny", {"a": 0, "b": 1}, "template")
+
+
+def make_cache(entries=40):
+    rng, cache = np.random.default_rng(1), ExperienceCache()
+    for i in range(entries):
+        question = np.array([i, *rng.integers(0, 1000, rng.integers(0, 30))], dtype=np.int32)
+        answer = CachedAnswer(
+            rng.integers(0, 1000, rng.integers(0, 200)).astype(np.int32), bool(i % 3), i / 7, i, question, i % 2
+        )
+        cache.put(question_key(question, TOKENIZER.fingerprint), answer)
+    return cache
+
+
+def contents(cache):
+    return [
+        (key, a.tokens.tolist(), a.question.tolist(), a.correct, a.reward, a.step, a.failures)
+        for key, a in cache.items()
+    ]
+
+
+@pytest.mark.parametrize("entries", [0, 1, 40])
+def test_round_trip(tmp_path, entries):
+    cache = make_cache(entries)
+    manifest = store.save(cache, tmp_path / "rpo", TOKENIZER, step=7)
+    loaded, read = store.load(tmp_path / "rpo", TOKENIZER)
+    assert contents(loaded) == contents(cache)  # in the same order, which is that of their last use
+    assert read == manifest
+    assert (read.entries, read.step) == (entries, 7)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cache.parquet", "manifest.json", "rpo"]
+
+
+def test_many_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROWS_AT_A_TIME", 7)
+    store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
+    assert contents(store.load(tmp_path / "rpo", TOKENIZER)[0]) == contents(make_cache())
+
+
+def test_unknown_rewards_survive(tmp_path):
+    cache = ExperienceCache()
+    question = np.array([1], dtype=np.int32)
+    cache.put(question_key(question, TOKENIZER.fingerprint), CachedAnswer(question, False, float("nan"), 0, question))
+    store.save(cache, tmp_path / "rpo", TOKENIZER, step=0)
+    loaded, _ = store.load(tmp_path / "rpo", TOKENIZER)
+    assert np.isnan(next(answer.reward for _, answer in loaded.items()))
+
+
+def test_pandas_reads_it(tmp_path):
+    store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
+    frame = pd.read_parquet(tmp_path / "rpo" / "cache.parquet")
+    assert list(frame.columns) == ["key", "question_ids", "answer_ids", "reward", "correct", "step", "failures"]
+    assert len(frame) == 40
+    assert frame.answer_ids[3].tolist() == list(make_cache().items())[3][1].tokens.tolist()
+
+
+def test_a_later_save_replaces_an_earlier_one_whole(tmp_path):
+    store.save(make_cache(40), tmp_path / "rpo", TOKENIZER, step=1)
+    store.save(make_cache(3), tmp_path / "rpo", TOKENIZER, step=2)
+    loaded, manifest = store.load(tmp_path / "rpo", TOKENIZER)
+    assert (len(loaded), manifest.step) == (3, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["rpo"]
+
+
+def test_bounds_hold_for_what_is_loaded(tmp_path):
+    store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
+    loaded, _ = store.load(tmp_path / "rpo", TOKENIZER, max_entries=5)
+    assert contents(loaded) == contents(make_cache())[-5:]
+
+
+def test_another_tokenizer_or_template_is_refused_and_both_are_named(tmp_path):
+    store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
+    for other in (
+        TokenizerIdentity.of("other", {"a": 1, "b": 0}, "template"),
+        TokenizerIdentity.of("other", {"a": 0, "b": 1}, "another template"),
+    ):
+        with pytest.raises(store.StoreError) as error:
+            store.load(tmp_path / "rpo", other)
+        assert str(TOKENIZER) in str(error.value)
+        assert str(other) in str(error.value)
+
+
+def test_the_same_tokenizer_from_another_place_is_accepted(tmp_path):
+    store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
+    store.load(tmp_path / "rpo", TokenizerIdentity.of("moved", {"b": 1, "a": 0}, "template"))
+
+
+def test_a_newer_schema_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
+    store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
+    monkeypatch.undo()
+    with pytest.raises(store.StoreError, match=r"manifest\.json: schema version 2.*reads up to 1"):
+        store.load(tmp_path / "rpo", TOKENIZER)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(store.StoreError, match="does not exist"):
+        store.load(tmp_path / "rpo", TOKENIZER)
+
+
+def seal(folder, table):
+    """Write a table and a manifest that vouches for it, as somebody who knows the format might."""
+    pq.write_table(table, folder / "cache.parquet")
+    manifest = store.read_manifest(folder)
+    digest = store._digest(folder / "cache.parquet")
+    forged = store.Manifest(1, manifest.tokenizer, manifest.step, table.num_rows, manifest.tokens, digest)
+    fields = {**json.loads((folder / "manifest.json").read_text()), "entries": table.num_rows, "file_digest": digest}
+    (folder / "manifest.json").write_text(json.dumps({**fields, "seal": forged.seal()}))
+
+
+def columns(table, **replaced):
+    names = table.column_names
+    return pa.table({name: replaced.get(name, table[name]) for name in names}).cast(table.schema, safe=False)
+
+
+FORGERIES = {
+    "swapped columns": lambda t: columns(t, question_ids=t["answer_ids"], answer_ids=t["question_ids"]),
+    "missing column": lambda t: t.drop_columns(["reward"]),
+    "wrong type": lambda t: t.set_column(3, "reward", t["reward"].cast(pa.string())),
+    "repeated rows": lambda t: pa.concat_tables([t, t]),
+    "negative token": lambda t: columns(t, answer_ids=pa.array([[-1]] * len(t), t.schema.field("answer_ids").type)),
+    "shuffled keys": lambda t: columns(t, key=t["key"].take([*range(1, len(t)), 0])),
+    "negative failures": lambda t: columns(t, failures=pa.array([-1] * len(t), pa.int32())),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_files_with_a_right_checksum_and_wrong_content(tmp_path, forgery):
+    store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
+    seal(tmp_path / "rpo", FORGERIES[forgery](pq.read_table(tmp_path / "rpo" / "cache.parquet")))
+    with pytest.raises(store.StoreError, match=r"cache\.parquet"):
+        store.load(tmp_path / "rpo", TOKENIZER)
+
+
+def mutate(rng, data):
+    """One random damage to the bytes of a file."""
+    kind = rng.randrange(5)
+    data = bytearray(data)
+    place = rng.randrange(len(data))
+    if kind == 0:
+        data[place] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+        del data[place:]
+    elif kind == 2:
+        data[place:place] = rng.randbytes(rng.randrange(1, 64))
+    elif kind == 3:
+        data[place : place + 8] = b"\xff" * 8
+    else:
+        other = rng.randrange(len(data))
+        data[place : place + 16], data[other : other + 16] = data[other : other + 16], data[place : place + 16]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("resealed", [False, True], ids=["as found", "with a right checksum"])
+def test_a_thousand_damaged_files_each_end_in_a_clear_error_or_the_right_cache(tmp_path, resealed):
+    """Where the damaged Parquet file is vouched for by its checksum, the reader itself has to notice."""
+    whole = tmp_path / "whole"
+    store.save(make_cache(12), whole, TOKENIZER, step=1)
+    expected, rng, refused = contents(make_cache(12)), random.Random(3), 0
+    for i in range(1000):
+        folder = tmp_path / "damaged"
+        shutil.copytree(whole, folder)
+        name = "cache.parquet" if resealed or i % 2 else "manifest.json"
+        damaged = mutate(rng, (whole / name).read_bytes())
+        (folder / name).write_bytes(damaged)
+        if resealed:
+            fields = json.loads((folder / "manifest.json").read_text())
+            manifest = store.read_manifest(whole)
+            digest = store._digest(folder / name)
+            forged = store.Manifest(1, manifest.tokenizer, 1, manifest.entries, manifest.tokens, digest)
+            (folder / "manifest.json").write_text(json.dumps({**fields, "file_digest": digest, "seal": forged.seal()}))
+        try:
+            loaded, _ = store.load(folder, TOKENIZER)
+        except store.StoreError as error:
+            refused += 1
+            assert str(folder) in str(error)
+        else:
+            keys = [entry[:3:2] for entry in contents(loaded)]
+            assert keys == [entry[:3:2] for entry in expected]  # keys and questions; the rest had a right checksum
+            assert resealed or contents(loaded) == expected
+        shutil.rmtree(folder)
+    assert refused > 500

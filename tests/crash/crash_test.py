@@ -1,0 +1,116 @@
+"""Kill a training with SIGKILL at random moments and check that every restart resumes: `make crash-test`.
+
+Everything veRL started dies at once: driver, Ray, trainer, vLLM. After each kill the newest finished checkpoint has to
+hold a sound cache with every entry that the finished checkpoints before it held, and the next start has to resume from
+that very step.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from conftest import ROOT, SMALL, TINY
+
+from rpo_verl.core import store
+
+RECIPE = ROOT / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
+
+
+def latest_step(checkpoints: Path) -> int:
+    """Step of the newest finished checkpoint, 0 if there is none."""
+    tracker = checkpoints / "latest_checkpointed_iteration.txt"
+    text = tracker.read_text() if tracker.exists() else ""
+    return int(text) if text else 0
+
+
+def keys(checkpoints: Path, step: int) -> set[bytes]:
+    """Questions in the cache of a finished checkpoint."""
+    cache, manifest = store.load(checkpoints / f"global_step_{step}" / "rpo")
+    assert manifest.step == step, f"checkpoint {step} has the cache of step {manifest.step}"
+    return {key for key, _ in cache.items()}
+
+
+def kill_everything(mark: str) -> None:
+    """SIGKILL every process whose environment has the mark of this run."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("CRASH_TEST") == mark:
+                process.send_signal(signal.SIGKILL)
+        except psutil.Error:
+            continue
+
+
+def logged_steps(metrics: Path) -> list[int]:
+    """Steps in veRL's metrics file; a line that was being written is left out."""
+    if not metrics.exists():
+        return []
+    text = metrics.read_text()
+    return [json.loads(line)["step"] for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def main() -> None:
+    """Command line entry; exit status 1 at the first restart that does not resume, or at a lost entry."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/crash-test"))
+    parser.add_argument("--within", type=float, default=30.0, help="seconds after the first step to kill within")
+    args = parser.parse_args()
+    out, rng = args.out.resolve(), random.Random(args.seed)
+    if out.exists():
+        parser.error(f"{out} exists; delete it or choose another --out")
+    out.mkdir(parents=True)
+    command = [sys.executable, str(TINY / "prepare_data.py"), "--out", str(out / "data"), "--steps", "7"]
+    subprocess.run([*command, "--train-size", "64", "--val-size", "8", "--seed", "3"], check=True)
+    checkpoints, mark, known, began = out / "checkpoints", str(os.getpid()), set(), time.monotonic()
+    for kill in range(1, args.kills + 1):
+        start = latest_step(checkpoints)
+        metrics = out / f"metrics_{kill:02d}.jsonl"
+        environment = SMALL | {
+            "PYTHON": sys.executable, "RUN_DIR": str(out), "DATA_DIR": str(out / "data"), "STEPS": "100000",
+            "VERL_FILE_LOGGER_PATH": str(metrics), "CRASH_TEST": mark, "LEARNING_RATE_SCHEDULE": "constant",
+        }  # fmt: skip
+        overrides = ["+rpo=enabled", "trainer.save_freq=1", "trainer.resume_mode=auto"]
+        overrides += ["trainer.val_before_train=false", "trainer.max_actor_ckpt_to_keep=2"]
+        with (out / f"verl_{kill:02d}.log").open("w") as log:
+            process = subprocess.Popen(
+                ["bash", str(RECIPE), *overrides], env=os.environ | environment, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+            while not logged_steps(metrics):
+                if process.poll() is not None:
+                    raise SystemExit(f"restart {kill} from step {start} ended with {process.returncode}: {log.name}")
+                time.sleep(0.2)
+            wait = rng.uniform(0, args.within)
+            time.sleep(wait)
+            kill_everything(mark)
+            process.wait()
+        steps, latest = logged_steps(metrics), latest_step(checkpoints)
+        if steps[0] != start + 1:
+            raise SystemExit(f"restart {kill} began with step {steps[0]} after the checkpoint of step {start}")
+        if latest:
+            held = keys(checkpoints, latest)
+            if known - held:
+                raise SystemExit(f"checkpoint {latest} lost {len(known - held)} entries that an earlier one held")
+            known = held
+        minutes = (time.monotonic() - began) / 60
+        print(
+            f"kill {kill}/{args.kills}, {wait:.1f} s after the first step: resumed from {start}, reached {steps[-1]}, "
+            f"newest checkpoint {latest} with {len(known)} entries; {minutes:.0f} min so far, about "
+            f"{minutes / kill * (args.kills - kill):.0f} left",
+            flush=True,
+        )
+    print(f"{args.kills} kills, every restart resumed, no entry of a finished checkpoint lost")
+
+
+if __name__ == "__main__":
+    main()
