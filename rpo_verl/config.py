@@ -28,7 +28,7 @@ class TruncationConfig:
 class RolloutConfig:
     """Which groups get a prefix and how much they may generate."""
 
-    full_rollout_every: float = 8
+    full_rollout_every: float = 10
     """Every n-th training step all groups are full rollouts, which train and refresh the head of the answers; 2.5 means
     two steps of five; 0 switches it off (paper). By step rather than by group, because a step lasts as long as its
     longest sample."""
@@ -108,6 +108,10 @@ class LossConfig:
     """What a mean over tokens divides by where the prefix is not in the loss: the tokens of the whole `response` (the
     `|o|` of the paper's objective), or of the `suffix` alone. The latter weighs a token of a short suffix many times
     heavier than one of a full rollout."""
+
+    skip_no_signal: bool = True
+    """Leave rows whose advantages are all zero out of the actor's update, where no other term of the loss (KL, entropy,
+    distillation) has a gradient on them: the same update in less time. veRL's `actor/*` metrics then cover the rest."""
 
 
 @dataclass

@@ -93,11 +93,11 @@ def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", default="grpo,rpo", help=f"comma-separated, of {', '.join(ARMS)}")
-    parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--train-size", type=int, default=256, help="questions to train on")
     parser.add_argument("--val-size", type=int, default=512, help="questions to validate on, none of them trained on")
-    parser.add_argument("--test-freq", type=int, default=30, help="steps between validations")
+    parser.add_argument("--test-freq", type=int, default=40, help="steps between validations")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     args, overrides = parser.parse_known_args()
     arms = args.arms.split(",")

@@ -27,6 +27,7 @@ from rpo_verl.integration.metrics import Row, batch_metrics
 from rpo_verl.integration.questions import Questions
 from rpo_verl.integration.reward import CORRECT, verdict
 from rpo_verl.integration.settings import is_enabled, take_over
+from rpo_verl.integration.update import leave_out_rows_without_signal, mini_batch_size
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,20 @@ class PartialRolloutTrainer:
         metrics["timing_s/rpo_cache_update"] = time.perf_counter() - started
         if self.rpo_options.loss.prefix_in_loss:
             self._extend_loss_to_prefix(batch)
+        return batch
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """Update on the rows that have an advantage; returns the whole batch, for veRL's metrics."""
+        loss = self.rpo_options.loss
+        if not loss.skip_no_signal or loss.prefix_in_loss:
+            return super()._update_actor(batch, metrics=metrics)
+        ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
+        smaller, questions = leave_out_rows_without_signal(batch, self.config, ranks)
+        metrics["rpo/update/rows_share"] = len(smaller) / len(batch)
+        with mini_batch_size(self.config.actor_rollout_ref.actor, questions):
+            if smaller is not batch and ranks > 1:
+                smaller = self._balance_batch(smaller, metrics, logging_prefix="rpo/update_seqlen")
+            super()._update_actor(smaller, metrics=metrics)
         return batch
 
     def _rows(self, batch: KVBatchMeta) -> list[Row | None]:

@@ -50,8 +50,19 @@ def test_kinds_of_groups(run):
     assert kinds[:EPOCH] == [(4, 0, 0)] * EPOCH
     assert kinds[4] == (0, 0, 4)  # step 5: full_rollout_every
     assert kinds[2] == kinds[3] == kinds[5] == (0, 4, 0)
-    assert [step["rpo/cache/entries"] for step in run.steps] == [4, 8, 8, 8, 8, 8]
+    # A question's second prefixed group comes with step 6: only then can an answer have failed max_failures = 2 times.
+    assert [step["rpo/cache/dropped_total"] for step in run.steps[:5]] == [0] * 5
+    dropped = run.steps[5]["rpo/cache/dropped_total"]
+    assert [step["rpo/cache/entries"] for step in run.steps] == [4, 8, 8, 8, 8, 8 - dropped]
     assert all(step["rpo/groups/passed_through"] == 0 for step in run.steps)
+
+
+def test_rows_without_signal_are_left_out_of_the_update(run):
+    for step in run.steps:
+        # 16 rows in micro-batches of 8; a group of 4 with signal stays whole.
+        with_signal = 1 - step["rpo/groups/no_signal_share_after_shaping"]
+        assert step["rpo/update/rows_share"] == (1.0 if with_signal > 0.5 else 0.5)
+    assert any(step["rpo/update/rows_share"] == 0.5 for step in run.steps)
 
 
 def test_tokens_are_accounted_for(run):
