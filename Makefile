@@ -22,7 +22,7 @@ bench-cache: setup  ## what the experience cache costs: table and runs/bench/cac
 	$(BIN)/python tests/bench/cache.py
 
 crash-test: setup  ## kill a training 20 times at random moments; about an hour
-	$(BIN)/python tests/crash/crash_test.py $(ARGS)
+	$(BIN)/python tests/crash/kill_and_resume.py $(ARGS)
 
 setup: .venv/installed  ## the pinned CPU set-up, in .venv
 

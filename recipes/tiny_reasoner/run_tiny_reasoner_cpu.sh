@@ -11,7 +11,7 @@ DATA_DIR=${DATA_DIR:?folder with train.parquet and val.parquet, written by examp
 RUN_DIR=${RUN_DIR:-runs/tiny_reasoner}
 EXPERIMENT=${EXPERIMENT:-tiny_reasoner}
 
-STEPS=${STEPS:-80}
+STEPS=${STEPS:-60}
 SEED=${SEED:-1}
 QUESTIONS_PER_STEP=${QUESTIONS_PER_STEP:-8}
 GROUP_SIZE=${GROUP_SIZE:-8}
@@ -21,7 +21,7 @@ LEARNING_RATE=${LEARNING_RATE:-3e-4}
 LEARNING_RATE_SCHEDULE=${LEARNING_RATE_SCHEDULE:-cosine}
 MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-72}
 MAX_RESPONSE_LENGTH=${MAX_RESPONSE_LENGTH:-208}
-TEST_FREQ=${TEST_FREQ:-40}
+TEST_FREQ=${TEST_FREQ:-30}
 #################################################################
 
 export VERL_PLATFORM=cpu

@@ -36,7 +36,7 @@ class Sampling:
     trust_remote_code: bool
 
 
-def read_rows(paths: list[Path], prompt_key: str, limit: int | None) -> list[tuple[list[dict], dict[str, Any]]]:
+def read_rows(paths: list[Path], prompt_key: str, limit: int | None = None) -> list[tuple[list[dict], dict[str, Any]]]:
     """Chat messages and whole rows of veRL data sets.
 
     Raises:

@@ -51,15 +51,17 @@ def load_tokenizer(model: str, trust_remote_code: bool) -> Any:
         raise fail(f"--model={model}: no tokenizer there ({error})") from error
 
 
-def make_questions(model: str, tokenizer: Any, max_prompt_length: int, template_options: str) -> Any:
+def make_questions(
+    model: str, tokenizer: Any, max_prompt_length: int, template_options: str, trust_remote_code: bool
+) -> Any:
     """The builder of questions that a training run with these settings uses."""
-    from rpo_verl.integration.questions import Questions
+    from rpo_verl.integration.questions import Questions, read_model_type
 
     try:
         options = json.loads(template_options)
     except ValueError as error:
         raise fail(f"--chat-template-options={template_options}: not JSON ({error})") from error
-    return Questions(model, tokenizer, max_prompt_length, options)
+    return Questions(model, read_model_type(model, trust_remote_code), tokenizer, max_prompt_length, options)
 
 
 def refuse_to_overwrite(out: Path) -> None:
@@ -81,7 +83,7 @@ def import_(
     """Make a store of answers from anywhere: ground truth, a larger model, an earlier run."""
     refuse_to_overwrite(out)
     tokenizer = load_tokenizer(model, trust_remote_code)
-    questions = make_questions(model, tokenizer, max_prompt_length, chat_template_options)
+    questions = make_questions(model, tokenizer, max_prompt_length, chat_template_options, trust_remote_code)
     cache, malformed = ExperienceCache(), 0
 
     def encode(text: str) -> list[int]:
@@ -110,29 +112,51 @@ def import_(
 def export(
     folder: Folder,
     out: Annotated[Path, typer.Argument(help="JSONL file to write, or Parquet by its suffix.")],
-    text: Annotated[bool, typer.Option("--text", help="Answers as text instead of token ids.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="As text instead of token ids.")] = False,
+    data: Annotated[list[Path] | None, typer.Option(help="With --text: data sets that have the questions.")] = None,
+    prompt_key: Annotated[str, typer.Option(help="veRL's data.prompt_key.")] = "prompt",
+    max_prompt_length: PromptLength = 512,
+    chat_template_options: TemplateOptions = "{}",
     model: Annotated[str, typer.Option(help="Tokenizer for --text. Default: the one the store was made with.")] = "",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Write the answers to a file, as token ids, or as text beside the question's ids and text."""
+    """Write the answers to a file.
+
+    As token ids, to be imported for the same tokenizer; or as text, to be read; or, with --data, as text with the
+    questions' messages, to be imported for another tokenizer.
+    """
+    from rpo_verl.cli.build import read_rows
+
     refuse_to_overwrite(out)
     cache, manifest = load(folder)
-    tokenizer = load_tokenizer(model or manifest.tokenizer.name, trust_remote_code) if text else None
+    messages: dict[bytes, Any] = {}
+    if text:
+        model = model or manifest.tokenizer.name
+        tokenizer = load_tokenizer(model, trust_remote_code)
+        questions = make_questions(model, tokenizer, max_prompt_length, chat_template_options, trust_remote_code)
+        try:
+            messages = {questions.key(questions.ids(prompt)): prompt for prompt, _ in read_rows(data or [], prompt_key)}
+        except store.StoreError as error:
+            raise fail(str(error)) from error
 
     def record(key: bytes, answer: CachedAnswer) -> dict[str, Any]:
-        fields: dict[str, Any] = {"key": key.hex(), "prompt_ids": answer.question.tolist()}
-        if tokenizer is None:
-            fields["answer_ids"] = answer.tokens.tolist()
+        if not text:
+            fields = {"prompt_ids": answer.question.tolist(), "answer_ids": answer.tokens.tolist()}
         else:
-            fields["prompt_text"] = tokenizer.decode(answer.question)
-            fields["answer"] = tokenizer.decode(answer.tokens)
+            asked = {"prompt": messages[key]} if data else {"prompt_text": tokenizer.decode(answer.question)}
+            fields = {**asked, "answer": tokenizer.decode(answer.tokens)}
         reward = None if math.isnan(answer.reward) else answer.reward
-        return {**fields, "reward": reward, "correct": answer.correct, "step": answer.step}
+        return {"key": key.hex(), **fields, "reward": reward, "correct": answer.correct, "step": answer.step}
 
-    count = write_records(
-        out, (record(*item) for item in track(cache.items(), "exporting", len(cache), console=errors))
-    )
-    console.print(f"{count} answers written to {out}", soft_wrap=True)
+    chosen = [item for item in cache.items() if not data or item[0] in messages]
+    if data and not chosen:
+        raise fail(
+            f"none of the {len(cache)} questions of {folder} is in --data with --max-prompt-length={max_prompt_length} "
+            f"and --chat-template-options={chat_template_options}; these have to be those of the store"
+        )
+    count = write_records(out, (record(*item) for item in track(chosen, "exporting", console=errors)))
+    missing = f", {len(cache) - count} left out because --data lacks their questions" if count < len(cache) else ""
+    console.print(f"{count} answers written to {out}{missing}", soft_wrap=True)
 
 
 @app.command()
@@ -242,7 +266,7 @@ def build(
 
     refuse_to_overwrite(out)
     tokenizer = load_tokenizer(model, trust_remote_code)
-    questions = make_questions(model, tokenizer, max_prompt_length, chat_template_options)
+    questions = make_questions(model, tokenizer, max_prompt_length, chat_template_options, trust_remote_code)
     try:
         rows = read_rows(data, prompt_key, limit)
         sampling = Sampling(

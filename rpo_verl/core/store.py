@@ -111,7 +111,7 @@ def load(folder: Path, tokenizer: TokenizerIdentity | None = None, **bounds: Any
         raise StoreError(
             f"{folder / MANIFEST}: the cache was written with {manifest.tokenizer}, this run uses {tokenizer}. Its "
             "token ids mean something else here: use the tokenizer and chat template it was written with, or export "
-            "it as text (rpo-verl cache export) and import that for the new one."
+            "it as text (rpo-verl cache export --text --data …) and import that for the new one."
         )
     cache = ExperienceCache(**bounds)
     for key, answer in _read(folder, manifest):

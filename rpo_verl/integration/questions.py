@@ -5,9 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from rpo_verl.core.question import TokenizerIdentity, question_key
+
+
+def read_model_type(model: str, trust_remote_code: bool) -> str | None:
+    """`model_type` in a model's configuration; None where there is none, as beside a tokenizer alone."""
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).model_type
+    except (OSError, ValueError):
+        return None
 
 
 class Questions:
@@ -15,6 +24,7 @@ class Questions:
 
     Args:
         name: where the tokenizer was loaded from; for messages.
+        model_type: `model_type` of the model's Hugging Face configuration, by which veRL chooses the builder.
         tokenizer: a Hugging Face tokenizer with a chat template.
         max_prompt_length: veRL's `data.max_prompt_length`, tokens; longer questions lose their head, as in veRL.
         template_options: veRL's `data.apply_chat_template_kwargs`.
@@ -24,6 +34,7 @@ class Questions:
     def __init__(
         self,
         name: str,
+        model_type: str | None,
         tokenizer: Any,
         max_prompt_length: int,
         template_options: Mapping[str, Any] | None = None,
@@ -34,7 +45,7 @@ class Questions:
         options = dict(template_options or {})
         self.max_prompt_length = max_prompt_length
         self._builder = create_continuous_token_builder(
-            tokenizer, hf_model_type=None, chat_template_kwargs=options, processor=processor
+            tokenizer, hf_model_type=model_type, chat_template_kwargs=options, processor=processor
         )
         template = f"{tokenizer.chat_template}{json.dumps(options, sort_keys=True, default=str)}"
         self.tokenizer = TokenizerIdentity.of(name, tokenizer.get_vocab(), template)

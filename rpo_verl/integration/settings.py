@@ -1,5 +1,6 @@
 """From veRL's configuration to RPO's: validation before Ray starts, and taking over the user's own components."""
 
+from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -7,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rpo_verl.config import ConfigError, RPOConfig, validate
+from rpo_verl.core.store import StoreError, read_manifest
 from rpo_verl.integration import contract
 from rpo_verl.integration.advantage import UNSUPPORTED
 
@@ -63,6 +65,11 @@ def read_options(config: DictConfig) -> RPOConfig:
             "rpo.loss.prefix_in_loss=True with algorithm.rollout_correction.bypass_mode=True: nobody computes the "
             "old log-probabilities of the prefix. Switch one of them off."
         )
+    if options.cache.path is not None:
+        try:
+            read_manifest(Path(options.cache.path))
+        except StoreError as error:
+            raise ConfigError(f"rpo.cache.path={options.cache.path}: {error}") from error
     validate(
         options, max_response_length=config.data.max_response_length, group_size=config.actor_rollout_ref.rollout.n
     )

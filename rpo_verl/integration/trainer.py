@@ -24,7 +24,7 @@ from rpo_verl.core.shaping import shape_group
 from rpo_verl.integration import contract
 from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix
 from rpo_verl.integration.metrics import Row, batch_metrics
-from rpo_verl.integration.questions import Questions
+from rpo_verl.integration.questions import Questions, read_model_type
 from rpo_verl.integration.reward import CORRECT, verdict
 from rpo_verl.integration.settings import is_enabled, take_over
 from rpo_verl.integration.update import leave_out_rows_without_signal, mini_batch_size
@@ -53,8 +53,10 @@ class PartialRolloutTrainer:
         super()._init_tokenizer()
         model, data = self.config.actor_rollout_ref.model, self.config.data
         self._end_ids = _end_ids(model, self.tokenizer)
+        trust_remote_code = model.get("trust_remote_code", False)
         self._questions = Questions(
             model.path,
+            read_model_type(copy_to_local(model.get("hf_config_path") or model.path), trust_remote_code),
             self.tokenizer,
             data.max_prompt_length,
             data.get("apply_chat_template_kwargs", {}),

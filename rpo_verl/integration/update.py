@@ -71,7 +71,8 @@ def leave_out_rows_without_signal(
     actor, group_size = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
     whole = actor.ppo_mini_batch_size
     mini_batches, rest = divmod(len(batch), whole * group_size)
-    if rest or not mini_batches or not only_advantages_matter(config):
+    micro_batch = 1 if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
+    if rest or not mini_batches or not micro_batch or not only_advantages_matter(config):
         return batch, whole
     data = tq.kv_batch_get(
         keys=batch.keys, partition_id=batch.partition_id, select_fields=["advantages", "response_mask"]
@@ -79,10 +80,7 @@ def leave_out_rows_without_signal(
     advantages = list(data["advantages"].unbind())
     tokens = [int(mask.sum()) for mask in data["response_mask"].unbind()]
     signal = [bool(row.any()) for row in advantages]
-    multiple = data_parallel_size
-    if not actor.use_dynamic_bsz:
-        multiple *= actor.ppo_micro_batch_size_per_gpu
-    questions = questions_per_mini_batch(sum(signal), mini_batches, group_size, multiple, whole)
+    questions = questions_per_mini_batch(sum(signal), mini_batches, group_size, data_parallel_size * micro_batch, whole)
     if questions == whole:
         return batch, whole
     size = questions * mini_batches * group_size

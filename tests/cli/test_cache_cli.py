@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TINY
@@ -62,11 +63,31 @@ def test_import(folder):
     assert not third.correct
 
 
+def test_text_without_the_data_set_is_for_reading(tmp_path, folder):
+    call("export", folder, tmp_path / "out.jsonl", "--text")
+    first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
+    assert "30a+1" in first["prompt_text"]
+    assert first["answer"] == "a30+1=31;#31"
+    output = call("import", tmp_path / "out.jsonl", "--out", tmp_path / "s", "--model", MODEL, expect=1)
+    assert "neither prompt nor prompt_ids" in output
+
+
+def test_a_data_set_without_the_questions(tmp_path, folder):
+    pq.write_table(pa.table({"prompt": [[{"role": "user", "content": "99a+9"}]]}), tmp_path / "data.parquet")
+    arguments = ["export", folder, tmp_path / "out.jsonl", "--text", "--data", tmp_path / "data.parquet"]
+    assert "none of the 3 questions" in call(*arguments, expect=1)
+    assert "has the columns prompt" in call(*arguments, "--prompt-key", "question", expect=1)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-@pytest.mark.parametrize("text", [[], ["--text"]], ids=["ids", "text"])
+@pytest.mark.parametrize("text", [False, True], ids=["ids", "text"])
 def test_export_and_import_again(tmp_path, folder, suffix, text):
-    out = tmp_path / f"out.{suffix}"
-    assert "3 answers" in call("export", folder, out, *text)
+    out, data = tmp_path / f"out.{suffix}", tmp_path / "data.parquet"
+    prompts = [record["prompt"] for record in GOOD]
+    prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    pq.write_table(pa.table({"prompt": prompts[::-1]}), data)
+    assert "3 answers" in call("export", folder, out, *(["--text", "--data", data] if text else []))
     call("import", out, "--out", tmp_path / "again", "--model", MODEL)
     for one, other in zip(answers(folder), answers(tmp_path / "again"), strict=True):
         assert one.question.tolist() == other.question.tolist()
