@@ -8,7 +8,7 @@ BIN := .venv/bin
 ARMS ?= grpo,rpo
 ARGS ?=
 
-.PHONY: demo test bench-cache crash-test setup lint lock pretrain clean
+.PHONY: demo test test-slow bench-cache crash-test setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python examples/tiny_reasoner/demo.py --arms $(ARMS) $(ARGS)
@@ -16,7 +16,10 @@ demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs
 test: setup  ## every test, real runs included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --ignore tests/slow $(ARGS)
+
+test-slow: setup  ## resuming and building caches, by real runs; about 12 minutes
+	$(BIN)/python -m pytest tests/slow $(ARGS)
 
 bench-cache: setup  ## what the experience cache costs: table and runs/bench/cache.json
 	$(BIN)/python tests/bench/cache.py

@@ -116,9 +116,10 @@ class PartialRolloutTrainer:
         """Shape the rewards of every group, let veRL compute advantages from them, then update the cache."""
         rows = self._rows(batch)
         groups = defaultdict(list)
-        for i, row in enumerate(rows):
-            if row is not None:
-                groups[row.group].append(i)
+        # By question and number of the response rather than by who finished first: a repeated run has the same cache.
+        own = [i for i, row in enumerate(rows) if row is not None]
+        for i in sorted(own, key=lambda i: (rows[i].key, batch.keys[i])):
+            groups[rows[i].group].append(i)
         shaped = np.array([0.0 if row is None else row.reward for row in rows])
         base = shaped.copy()
         for members in groups.values():
