@@ -13,18 +13,18 @@ ARGS ?=
 demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python examples/tiny_reasoner/demo.py --arms $(ARMS) $(ARGS)
 
-test: setup  ## every test, real runs included
+test: setup  ## the tests, real runs included; those of test-slow are left out
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --ignore tests/slow $(ARGS)
 
-test-slow: setup  ## resuming and building caches, by real runs; about 12 minutes
+test-slow: setup  ## resuming and building caches, by real runs
 	$(BIN)/python -m pytest tests/slow $(ARGS)
 
 bench-cache: setup  ## what the experience cache costs: table and runs/bench/cache.json
 	$(BIN)/python tests/bench/cache.py
 
-crash-test: setup  ## kill a training 20 times at random moments; about an hour
+crash-test: setup  ## kill a training 20 times at random moments
 	$(BIN)/python tests/crash/kill_and_resume.py $(ARGS)
 
 setup: .venv/installed  ## the pinned CPU set-up, in .venv

@@ -49,8 +49,9 @@ def response_mean_weights(suffix_tokens: torch.Tensor, prefix_tokens: torch.Tens
     """Factors that turn veRL's mean over suffix tokens into one over the tokens of whole responses.
 
     The paper's objective divides by `|o|`, prefix included; the prefix adds nothing to the sum, because the advantages
-    of a group that shares it cancel. veRL divides by what `response_mask` covers, which is the suffix. Every policy
-    loss is linear in the advantages, so a factor on them is a factor on the loss. With several mini-batches in a step,
+    of a group that shares it cancel. veRL divides by what `response_mask` covers, which is the suffix. The clipped
+    policy losses are linear in the advantages, so a factor on them is a factor on the loss; those that select tokens by
+    their covariance with the advantage (`clip_cov`, `kl_cov`) see it scaled. With several mini-batches in a step,
     `token-mean` uses the ratio of the step rather than that of each.
 
     Args:
