@@ -39,8 +39,7 @@ class CachedAnswer:
 
 def _pack(answer: CachedAnswer) -> bytes:
     header = _HEADER.pack(answer.reward, answer.step, answer.failures, bool(answer.correct), len(answer.question))
-    question, tokens = (np.ascontiguousarray(ids, dtype="<i4").tobytes() for ids in (answer.question, answer.tokens))
-    return header + question + tokens
+    return b"".join((header, *(np.ascontiguousarray(ids, dtype="<i4") for ids in (answer.question, answer.tokens))))
 
 
 def _unpack(packed: bytes) -> CachedAnswer:

@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
     ]
 )
 ROWS_AT_A_TIME = 4096
+READ_BYTES = 1 << 20
 #: What pyarrow raises on damaged files whose checksum is right, its own exceptions and others.
 _DAMAGE = (pa.ArrowException, ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError)
 
@@ -159,7 +160,8 @@ def _read(folder: Path, manifest: Manifest) -> Iterable[tuple[bytes, CachedAnswe
         raise _unreadable(path, "its checksum is not the one in the manifest: it was truncated or altered")
     fingerprint, seen = manifest.tokenizer.fingerprint, set()
     try:
-        with pq.ParquetFile(path) as file:
+        # Read in pieces: with whole column chunks read ahead, loading takes three times as long and more memory.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file:
             if not file.schema_arrow.equals(SCHEMA):
                 raise _unreadable(path, f"its columns are {file.schema_arrow.to_string()!r}")
             for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
