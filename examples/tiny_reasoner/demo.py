@@ -44,8 +44,14 @@ def progress(arm: str, step: Step, steps: int, started: float) -> str:
     return f"{text}  about {left / 60:.1f} min left"
 
 
-def train(arm: str, args: argparse.Namespace, overrides: list[str]) -> list[Step]:
+def train(arm: str, args: argparse.Namespace, overrides: list[str], **knobs: str) -> list[Step]:
     """Run one arm and report its steps as they come.
+
+    Args:
+        arm: its name, and that of its folder under `args.out`.
+        args: `out`, `steps`, `seed` and `test_freq`.
+        overrides: what makes it this arm.
+        knobs: further knobs of the recipe.
 
     Raises:
         SystemExit: if veRL ends with an error; names the log.
@@ -63,11 +69,12 @@ def train(arm: str, args: argparse.Namespace, overrides: list[str]) -> list[Step
         "STEPS": str(args.steps),
         "SEED": str(args.seed),
         "TEST_FREQ": str(args.test_freq),
+        **knobs,
     }
     print(f"[{arm}] starting Ray, FSDP and vLLM (about a minute); everything they say is in {log}", flush=True)
     with log.open("w") as stream:
         process = subprocess.Popen(
-            ["bash", str(RECIPE), *ARMS[arm], *overrides], env=environment, stdout=stream, stderr=subprocess.STDOUT
+            ["bash", str(RECIPE), *overrides], env=environment, stdout=stream, stderr=subprocess.STDOUT
         )
         shown, spoke, started, launched = 0, time.monotonic(), None, time.monotonic()
         while True:
@@ -108,7 +115,7 @@ def main() -> None:
         parser.error(f"unknown options {[o for o in overrides if o.startswith('--')]}")
 
     write_data(args.out / "data", args.train_size, args.val_size, args.seed)
-    runs = {arm: train(arm, args, overrides) for arm in arms}
+    runs = {arm: train(arm, args, ARMS[arm] + overrides) for arm in arms}
     summary = {arm: summarize(steps, args.seed) for arm, steps in runs.items()}
     (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot(runs, args.out / "accuracy.png")

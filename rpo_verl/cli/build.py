@@ -76,7 +76,7 @@ def generate_answers(
     _check_options(partial, sampling)
     cache = ExperienceCache()
     for part in sorted(partial.glob("part-*")):
-        finished, _ = store.load(part, questions.tokenizer)
+        finished, _ = store.load(part, questions.identity)
         for key, answer in finished.items():
             cache.put(key, answer)
     todo = {}
@@ -104,9 +104,9 @@ def generate_answers(
                     )
                     part.put(key, answer)
                     cache.put(key, answer)
-                store.save(part, partial / f"part-{len(cache):09d}", questions.tokenizer, step=0)
+                store.save(part, partial / f"part-{len(cache):09d}", questions.identity, step=0)
                 bar.advance(task, len(batch))
-    store.save(cache, out, questions.tokenizer, step=0)
+    store.save(cache, out, questions.identity, step=0)
     shutil.rmtree(partial)
     return cache
 

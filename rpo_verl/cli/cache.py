@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rpo_verl.cli.exchange import RecordError, parse_record, read_records, write_records
+from rpo_verl.config import TruncationConfig
 from rpo_verl.core import store
 from rpo_verl.core.cache import CachedAnswer, ExperienceCache
 
@@ -104,7 +105,7 @@ def import_(
         raise fail(str(error)) from error
     if not len(cache):
         raise fail(f"{source} has no usable record; nothing was written")
-    store.save(cache, out, questions.tokenizer, step=0)
+    store.save(cache, out, questions.identity, step=0)
     console.print(f"{len(cache)} answers written to {out}, {malformed} malformed records left out", soft_wrap=True)
 
 
@@ -196,7 +197,9 @@ def show(
     folder: Folder,
     count: Annotated[int, typer.Option(min=1, help="How many entries.")] = 5,
     key: Annotated[str, typer.Option(help="Only entries whose key begins with these hex digits.")] = "",
-    max_fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="L as a fraction of the answer.")] = 0.2,
+    max_fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="L as a fraction of the answer.")] = (
+        TruncationConfig().max_fraction
+    ),
     max_tokens: Annotated[int | None, typer.Option(min=1, help="L in tokens, instead of a fraction.")] = None,
     model: Annotated[str, typer.Option(help="Tokenizer. Default: the one the store was made with.")] = "",
     trust_remote_code: TrustRemoteCode = False,

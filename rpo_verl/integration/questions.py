@@ -48,8 +48,8 @@ class Questions:
             tokenizer, hf_model_type=model_type, chat_template_kwargs=options, processor=processor
         )
         template = f"{tokenizer.chat_template}{json.dumps(options, sort_keys=True, default=str)}"
-        self.tokenizer = TokenizerIdentity.of(name, tokenizer.get_vocab(), template)
-        self._fingerprint = self.tokenizer.fingerprint
+        self.identity = TokenizerIdentity.of(name, tokenizer.get_vocab(), template)
+        self._fingerprint = self.identity.fingerprint
 
     def ids(self, messages: list[dict[str, Any]]) -> list[int]:
         """Token ids of a question, chat template applied."""

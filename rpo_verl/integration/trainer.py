@@ -80,7 +80,7 @@ class PartialRolloutTrainer:
         """Save the cache first: once veRL's tracker file names a checkpoint, its cache is there."""
         checkpoints = Path(self.config.trainer.default_local_dir).resolve()
         folder = checkpoints / f"global_step_{self.global_steps}" / STORE
-        store.save(self.rpo.cache, folder, self._questions.tokenizer, self.global_steps)
+        store.save(self.rpo.cache, folder, self._questions.identity, self.global_steps)
         super()._save_checkpoint()
         for old in checkpoints.glob(f"global_step_*/{STORE}"):
             # veRL deletes the actor of a checkpoint it no longer keeps.
@@ -109,7 +109,7 @@ class PartialRolloutTrainer:
                 )
                 return
         if path is not None:
-            self.rpo.cache, manifest = store.load(Path(path), self._questions.tokenizer, **self.rpo.bounds)
+            self.rpo.cache, manifest = store.load(Path(path), self._questions.identity, **self.rpo.bounds)
             logger.warning("RPO: %d answers of step %d loaded from %s", manifest.entries, manifest.step, path)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
