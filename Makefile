@@ -8,18 +8,15 @@ BIN := .venv/bin
 ARMS ?= grpo,rpo
 ARGS ?=
 
-.PHONY: demo test test-slow bench-cache crash-test setup lint lock pretrain clean
+.PHONY: demo test bench-cache crash-test setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python examples/tiny_reasoner/demo.py --arms $(ARMS) $(ARGS)
 
-test: setup  ## the tests, real runs included; those of test-slow are left out
+test: setup  ## every test, real runs included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --ignore tests/slow $(ARGS)
-
-test-slow: setup  ## resuming and building caches, by real runs
-	$(BIN)/python -m pytest tests/slow $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 bench-cache: setup  ## what the experience cache costs: table and runs/bench/cache.json
 	$(BIN)/python tests/bench/cache.py

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rpo_verl.core import store
 from rpo_verl.core.cache import CachedAnswer, ExperienceCache
 from rpo_verl.core.store import StoreError
+from rpo_verl.integration.questions import read_end_ids
 
 _OPTIONS = "options.json"
 
@@ -88,7 +89,7 @@ def generate_answers(
     todo = list(todo.items())
     if todo:
         generate = _start_vllm(sampling, questions.max_prompt_length)
-        end_ids = {tokenizer.eos_token_id}
+        end_ids = read_end_ids(sampling.model, sampling.trust_remote_code, tokenizer)
         with Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         ) as bar:

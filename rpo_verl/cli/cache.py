@@ -126,12 +126,12 @@ def export(
     As token ids, to be imported for the same tokenizer; or as text, to be read; or, with --data, as text with the
     questions' messages, to be imported for another tokenizer.
     """
-    from rpo_verl.cli.build import read_rows
-
     refuse_to_overwrite(out)
     cache, manifest = load(folder)
     messages: dict[bytes, Any] = {}
     if text:
+        from rpo_verl.cli.build import read_rows
+
         model = model or manifest.tokenizer.name
         tokenizer = load_tokenizer(model, trust_remote_code)
         questions = make_questions(model, tokenizer, max_prompt_length, chat_template_options, trust_remote_code)

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig
+from verl.utils.model import get_generation_config
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from rpo_verl.core.question import TokenizerIdentity, question_key
@@ -17,6 +18,14 @@ def read_model_type(model: str, trust_remote_code: bool) -> str | None:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).model_type
     except (OSError, ValueError):
         return None
+
+
+def read_end_ids(model: str, trust_remote_code: bool, tokenizer: Any) -> set[int]:
+    """The ids at which generation ends: the tokenizer's EOS and those of the model's generation config."""
+    generation = get_generation_config(model, trust_remote_code)
+    listed = generation.eos_token_id if generation is not None else None
+    ids = listed if isinstance(listed, list) else [listed]
+    return {index for index in (*ids, tokenizer.eos_token_id) if index is not None}
 
 
 class Questions:

@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.fs import copy_to_local
-from verl.utils.model import get_generation_config
 from verl.utils.tensordict_utils import get_tensordict
 
 from rpo_verl.core import store
@@ -24,12 +23,13 @@ from rpo_verl.core.shaping import shape_group
 from rpo_verl.integration import contract
 from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix
 from rpo_verl.integration.metrics import Row, batch_metrics
-from rpo_verl.integration.questions import Questions, read_model_type
+from rpo_verl.integration.questions import Questions, read_end_ids, read_model_type
 from rpo_verl.integration.reward import CORRECT, verdict
 from rpo_verl.integration.settings import is_enabled, take_over
 from rpo_verl.integration.update import leave_out_rows_without_signal, mini_batch_size
 
-logger = logging.getLogger(__name__)
+# Below veRL's logger, which has a handler of its own: in the TaskRunner the root's level is raised above warnings.
+logger = logging.getLogger(f"verl.{__name__}")
 
 #: Folder of the cache in a checkpoint `global_step_N`.
 STORE = "rpo"
@@ -52,8 +52,8 @@ class PartialRolloutTrainer:
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()
         model, data = self.config.actor_rollout_ref.model, self.config.data
-        self._end_ids = _end_ids(model, self.tokenizer)
         trust_remote_code = model.get("trust_remote_code", False)
+        self._end_ids = read_end_ids(copy_to_local(model.path), trust_remote_code, self.tokenizer)
         self._questions = Questions(
             model.path,
             read_model_type(copy_to_local(model.get("hf_config_path") or model.path), trust_remote_code),
@@ -252,14 +252,6 @@ class PartialRolloutTrainer:
             name: torch.nested.as_nested_tensor(list(values), layout=torch.jagged) for name, values in columns.items()
         }
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=get_tensordict(nested))
-
-
-def _end_ids(model: DictConfig, tokenizer: Any) -> set[int]:
-    """The ids at which generation ends: the tokenizer's EOS and those of the model's generation config."""
-    generation = get_generation_config(copy_to_local(model.path), model.get("trust_remote_code", False))
-    listed = generation.eos_token_id if generation is not None else None
-    ids = listed if isinstance(listed, list) else [listed]
-    return {index for index in (*ids, tokenizer.eos_token_id) if index is not None}
 
 
 def wrap_registered_trainers(registry: dict[str, type]) -> None:
