@@ -66,6 +66,11 @@ class RewardConfig:
     length_reference: str = "group"
     """`l_ref`: mean response length of the whole `group` (paper) or of its `correct` members."""
 
+    group_filter: str = "shaped"
+    """Which rewards `algorithm.filter_groups` (DAPO's dynamic sampling) looks at in groups RPO started: a group goes if
+    all its `shaped` rewards are alike, that is if it carries no signal; `base` keeps veRL's rule, on the user's metric,
+    which drops nearly every group that starts from a good prefix."""
+
     correct_above: float = 0.0
     """A response is correct if its `acc` (where the reward function reports one, else its reward) exceeds this."""
 
@@ -173,6 +178,7 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         ("reward.alpha", reward.alpha, lambda v: v >= 0, "at least 0"),
         ("reward.lo", reward.lo, lambda v: v <= reward.hi, f"at most reward.hi = {reward.hi}"),
         ("reward.length_reference", reward.length_reference, ("group", "correct").__contains__, "group or correct"),
+        ("reward.group_filter", reward.group_filter, ("shaped", "base").__contains__, "shaped or base"),
         ("cache.max_failures", rpo.cache.max_failures, lambda v: v is None or v >= 1, "null or at least 1"),
         ("cache.max_age", rpo.cache.max_age, lambda v: v is None or v >= 0, "null or at least 0"),
         ("cache.max_entries", rpo.cache.max_entries, lambda v: v is None or v >= 1, "null or at least 1"),

@@ -4,57 +4,62 @@ veRL reduces metrics by substrings of their names (`max`, `min`, `sum`, `total`,
 """
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rpo_verl.core.replay import Kind, Outcome
+from rpo_verl.core.replay import Outcome
+from rpo_verl.integration.groups import Groups
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One response of the training batch, as RPO sees it. Lengths in tokens."""
+class LeftOut:
+    """What finished groups cost that RPO started and veRL left out of the batch."""
 
-    group: str
-    key: bytes
-    kind: Kind
-    prefix_tokens: int
-    dropped: int
-    capped: bool
-    response_tokens: int
-    oldest_policy: int
-    reward: float
-    correct: bool
+    def __init__(self) -> None:
+        self._groups = self._tokens = self._dropped = 0
+
+    def add(self, groups: Groups, outcomes: list[Outcome]) -> None:
+        """Count groups and what the cache did with them."""
+        own = [row for row in groups.rows if row is not None]
+        self._groups += len(groups.members)
+        self._tokens += sum(row.response_tokens - row.prefix_tokens for row in own)
+        self._dropped += sum(outcome.dropped for outcome in outcomes)
+
+    def pop(self) -> dict[str, int]:
+        """The metrics since the last call."""
+        metrics = {
+            "rpo/left_out/groups_total": self._groups,
+            "rpo/left_out/generated_total": self._tokens,
+            "rpo/left_out/dropped_answers_total": self._dropped,
+        }
+        self.__init__()
+        return metrics
 
 
-def batch_metrics(
-    rows: list[Row | None], groups: dict[str, list[int]], shaped: np.ndarray, outcomes: list[Outcome]
-) -> dict[str, Any]:
+def batch_metrics(groups: Groups, outcomes: list[Outcome]) -> dict[str, Any]:
     """Metrics of the groups that RPO started; empty if there were none.
 
     Args:
-        rows: (B,) rows of the batch, None where RPO had no part.
-        groups: group → indices of its rows.
-        shaped: (B,) float, shaped rewards.
+        groups: the batch.
         outcomes: what the cache did with each group.
     """
+    rows, members_of, shaped = groups.rows, groups.members, groups.shaped
     own = [row for row in rows if row is not None]
     if not own:
         return {}
     prefix = np.array([row.prefix_tokens for row in own])
     response = np.array([row.response_tokens for row in own])
     suffix = response - prefix
-    kinds = Counter(rows[members[0]].kind for members in groups.values())
+    kinds = Counter(rows[members[0]].kind for members in members_of.values())
     hit_suffix = suffix[[row.kind == "prefixed" for row in own]]
-    base_flat = [len({rows[i].reward for i in members}) == 1 for members in groups.values()]
-    shaped_flat = [float(np.ptp(shaped[members])) == 0.0 for members in groups.values()]
+    base_flat = [len({rows[i].reward for i in members}) == 1 for members in members_of.values()]
+    shaped_flat = [float(np.ptp(shaped[members])) == 0.0 for members in members_of.values()]
     own_shaped = shaped[[row is not None for row in rows]]
     metrics = {
         "rpo/groups/full": kinds["full"],
         "rpo/groups/prefixed": kinds["prefixed"],
         "rpo/groups/refreshed": kinds["refreshed"],
-        "rpo/cache/hit_rate": 1 - kinds["full"] / len(groups),
+        "rpo/cache/hit_rate": 1 - kinds["full"] / len(members_of),
         "rpo/tokens/generated_total": int(suffix.sum()),
         "rpo/tokens/reused_total": int(prefix.sum()),
         "rpo/tokens/saved_share": float(prefix.sum() / response.sum()),

@@ -3,7 +3,6 @@
 import logging
 import shutil
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +11,19 @@ import torch
 import transfer_queue as tq
 from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.fs import copy_to_local
 from verl.utils.tensordict_utils import get_tensordict
 
 from rpo_verl.core import store
-from rpo_verl.core.cache import CachedAnswer
-from rpo_verl.core.replay import PartialRollouts
-from rpo_verl.core.shaping import shape_group
+from rpo_verl.core.replay import Outcome, PartialRollouts
 from rpo_verl.integration import contract
 from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix
-from rpo_verl.integration.metrics import Row, batch_metrics
+from rpo_verl.integration.group_filter import watch_groups
+from rpo_verl.integration.groups import Groups, offer_to_cache, read_groups
+from rpo_verl.integration.metrics import LeftOut, batch_metrics
 from rpo_verl.integration.questions import Questions, read_end_ids, read_model_type
-from rpo_verl.integration.reward import CORRECT, verdict
 from rpo_verl.integration.settings import is_enabled, take_over
 from rpo_verl.integration.update import leave_out_rows_without_signal, mini_batch_size
 
@@ -66,6 +65,9 @@ class PartialRolloutTrainer:
     def _build_replay_buffer(self) -> Any:
         buffer = super()._build_replay_buffer()
         buffer.poll_interval = self.rpo_options.rollout.poll_interval_s
+        self._left_out = LeftOut()
+        if isinstance(buffer, ReplayBuffer):
+            watch_groups(buffer, self.rpo_options.reward, self._learn_from_left_out)
         return buffer
 
     def fit(self, agent_loop_manager: "PrefixAgentLoopManager") -> None:
@@ -114,30 +116,17 @@ class PartialRolloutTrainer:
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Shape the rewards of every group, let veRL compute advantages from them, then update the cache."""
-        rows = self._rows(batch)
-        groups = defaultdict(list)
-        # By question and number of the response rather than by who finished first: a repeated run has the same cache.
-        own = [i for i, row in enumerate(rows) if row is not None]
-        for i in sorted(own, key=lambda i: (rows[i].key, batch.keys[i])):
-            groups[rows[i].group].append(i)
-        shaped = np.array([0.0 if row is None else row.reward for row in rows])
-        base = shaped.copy()
-        for members in groups.values():
-            shaped[members] = shape_group(
-                base[members],
-                np.array([rows[i].response_tokens for i in members]),
-                np.array([rows[i].correct for i in members]),
-                self.rpo_options.reward,
-            )
+        groups = read_groups(batch.keys, batch.tags, batch.partition_id, self.rpo_options.reward)
         last_token = np.array([tag["response_len"] - 1 for tag in batch.tags])
         loss = self.rpo_options.loss
-        left_out = loss.mean_over == "response" and not loss.prefix_in_loss
+        mean_over_prefix = loss.mean_over == "response" and not loss.prefix_in_loss
+        prefix_tokens = [row.prefix_tokens if row is not None and mean_over_prefix else 0 for row in groups.rows]
         token = SHAPING.set(
             Shaping(
-                bonus=shaped - base,
+                bonus=groups.shaped - groups.base,
                 last_token=last_token,
                 upstream=self.config.rpo.upstream.adv_estimator,
-                prefix_tokens=np.array([row.prefix_tokens if row is not None and left_out else 0 for row in rows]),
+                prefix_tokens=np.array(prefix_tokens),
                 loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode,
             )
         )
@@ -147,8 +136,8 @@ class PartialRolloutTrainer:
             SHAPING.reset(token)
 
         started = time.perf_counter()
-        outcomes = self._update_cache(batch, rows, groups, shaped)
-        metrics.update(batch_metrics(rows, groups, shaped, outcomes))
+        metrics.update(batch_metrics(groups, self._offer_to_cache(groups)))
+        metrics.update(self._left_out.pop())
         self.rpo.cache.evict()
         metrics.update(self.rpo.cache.metrics(self.global_steps))
         metrics.update(self.agent_loop_manager.pop_metrics())
@@ -171,72 +160,12 @@ class PartialRolloutTrainer:
             super()._update_actor(smaller, metrics=metrics)
         return batch
 
-    def _rows(self, batch: KVBatchMeta) -> list[Row | None]:
-        """What RPO knows of every row of the batch; None for rows it did not start (or that only pad the batch)."""
-        data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["uid", "rm_scores", "extra_fields"]
-        )
-        rewards = data["rm_scores"].to_padded_tensor(0.0).sum(dim=-1).tolist()
-        rows = []
-        # list() because the queue returns non-tensor fields in containers that differ with their content.
-        uids, extra_fields = list(data["uid"]), list(data["extra_fields"])
-        for i, (tag, extra) in enumerate(zip(batch.tags, extra_fields, strict=True)):
-            start = extra.get("rpo")
-            if start is None or tag.get("is_padding", False):
-                rows.append(None)
-                continue
-            info = extra.get("reward_extra_info") or {}
-            correct = info[CORRECT] if CORRECT in info else verdict(rewards[i], info, self.rpo_options.reward)
-            rows.append(
-                Row(
-                    group=uids[i],
-                    key=start["key"],
-                    kind=start["kind"],
-                    prefix_tokens=start["prefix_tokens"],
-                    dropped=start["dropped"],
-                    capped=start["capped"],
-                    response_tokens=tag["response_len"],
-                    oldest_policy=tag["min_global_steps"],
-                    reward=rewards[i],
-                    correct=bool(correct),
-                )
-            )
-        return rows
+    def _offer_to_cache(self, groups: Groups) -> list[Outcome]:
+        return offer_to_cache(groups, self.rpo, self.global_steps, self._questions.key, self._end_ids)
 
-    def _update_cache(
-        self, batch: KVBatchMeta, rows: list[Row | None], groups: dict[str, list[int]], shaped: np.ndarray
-    ) -> list[Any]:
-        """Offer every group to the cache, in the order of the batch's groups."""
-        indices = [i for members in groups.values() for i in members]
-        if not indices:
-            return []
-        data = tq.kv_batch_get(
-            keys=[batch.keys[i] for i in indices],
-            partition_id=batch.partition_id,
-            select_fields=["prompts", "responses"],
-        )
-        questions, responses = (
-            dict(zip(indices, data[name].unbind(), strict=True)) for name in ("prompts", "responses")
-        )
-        outcomes = []
-        for members in groups.values():
-            first = rows[members[0]]
-            question = questions[members[0]].numpy().astype(np.int32)
-            if self._questions.key(question) != first.key:
-                raise contract.ContractError(
-                    f"veRL rolled out {len(question)} question tokens that are not those its question was looked up "
-                    "by. Please report this with your data.apply_chat_template_kwargs and model."
-                )
-            answers = []
-            for i in members:
-                tokens = responses[i].numpy().astype(np.int32)
-                tokens = tokens[:-1] if len(tokens) and int(tokens[-1]) in self._end_ids else tokens
-                row = rows[i]
-                answers.append(CachedAnswer(tokens, row.correct, row.reward, row.oldest_policy, question))
-            outcomes.append(
-                self.rpo.observe(first.key, self.global_steps, shaped[members], answers, first.kind == "prefixed")
-            )
-        return outcomes
+    def _learn_from_left_out(self, groups: Groups) -> None:
+        """Groups that were generated and are not trained on: their answers count for the cache all the same."""
+        self._left_out.add(groups, self._offer_to_cache(groups))
 
     def _extend_loss_to_prefix(self, batch: KVBatchMeta) -> None:
         """Put prefixes into the loss, for the batch that the actor is about to be updated with."""

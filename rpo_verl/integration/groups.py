@@ -1,0 +1,160 @@
+"""The groups RPO started, as veRL's TransferQueue holds them: read, shaped, and offered to the cache."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import transfer_queue as tq
+
+from rpo_verl.config import RewardConfig
+from rpo_verl.core.cache import CachedAnswer
+from rpo_verl.core.replay import Kind, Outcome, PartialRollouts
+from rpo_verl.core.shaping import shape_group
+from rpo_verl.integration import contract
+from rpo_verl.integration.reward import CORRECT, verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One response, as RPO sees it. Lengths in tokens."""
+
+    group: str
+    key: bytes
+    kind: Kind
+    prefix_tokens: int
+    dropped: int
+    capped: bool
+    response_tokens: int
+    oldest_policy: int
+    reward: float
+    correct: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Rows of one TransferQueue partition with their rewards."""
+
+    keys: Sequence[str]
+    """(B,) of the rows in the queue."""
+
+    partition_id: str
+
+    rows: list[Row | None]
+    """(B,), None for rows that RPO did not start or that only pad the batch."""
+
+    members: dict[str, list[int]]
+    """Group → indices of its rows; only groups that RPO started. Ordered by question and number of the response rather
+    than by who finished first, so that a repeated run has the same cache."""
+
+    base: np.ndarray
+    """(B,) float, base rewards; 0 where `rows` is None."""
+
+    shaped: np.ndarray
+    """(B,) float, shaped rewards."""
+
+
+def read_groups(
+    keys: Sequence[str], tags: Sequence[Mapping[str, Any]], partition_id: str, options: RewardConfig
+) -> Groups:
+    """Rows, their groups and rewards.
+
+    Args:
+        keys: (B,) of finished trajectories in the queue.
+        tags: (B,) their tags.
+        partition_id: veRL's, such as `train`.
+        options: how to shape.
+    """
+    rows = _read_rows(keys, tags, partition_id, options) if keys else []
+    members = defaultdict(list)
+    own = [i for i, row in enumerate(rows) if row is not None]
+    for i in sorted(own, key=lambda i: (rows[i].key, keys[i])):
+        members[rows[i].group].append(i)
+    base = np.array([0.0 if row is None else row.reward for row in rows])
+    shaped = base.copy()
+    for group in members.values():
+        shaped[group] = shape_group(
+            base[group],
+            np.array([rows[i].response_tokens for i in group]),
+            np.array([rows[i].correct for i in group]),
+            options,
+        )
+    return Groups(keys, partition_id, rows, dict(members), base, shaped)
+
+
+def offer_to_cache(
+    groups: Groups, rollouts: PartialRollouts, step: int, question_key: Callable[[np.ndarray], bytes], end_ids: set[int]
+) -> list[Outcome]:
+    """Let the cache learn from every group.
+
+    Args:
+        groups: still in the queue.
+        rollouts: keeps the cache.
+        step: the training step.
+        question_key: question token ids → key.
+        end_ids: ids at which generation ends; cached answers do without a final one.
+
+    Raises:
+        ContractError: if veRL rolled out another question than the one that was looked up.
+    """
+    indices = [i for members in groups.members.values() for i in members]
+    if not indices:
+        return []
+    data = tq.kv_batch_get(
+        keys=[groups.keys[i] for i in indices],
+        partition_id=groups.partition_id,
+        select_fields=["prompts", "responses"],
+    )
+    questions, responses = (dict(zip(indices, data[name].unbind(), strict=True)) for name in ("prompts", "responses"))
+    outcomes = []
+    for members in groups.members.values():
+        first = groups.rows[members[0]]
+        question = questions[members[0]].numpy().astype(np.int32)
+        if question_key(question) != first.key:
+            raise contract.ContractError(
+                f"veRL rolled out {len(question)} question tokens that are not those its question was looked up "
+                "by. Please report this with your data.apply_chat_template_kwargs and model."
+            )
+        answers = []
+        for i in members:
+            tokens = responses[i].numpy().astype(np.int32)
+            tokens = tokens[:-1] if len(tokens) and int(tokens[-1]) in end_ids else tokens
+            row = groups.rows[i]
+            answers.append(CachedAnswer(tokens, row.correct, row.reward, row.oldest_policy, question))
+        outcomes.append(rollouts.observe(first.key, step, groups.shaped[members], answers, first.kind == "prefixed"))
+    return outcomes
+
+
+def _read_rows(
+    keys: Sequence[str], tags: Sequence[Mapping[str, Any]], partition_id: str, options: RewardConfig
+) -> list[Row | None]:
+    data = tq.kv_batch_get(
+        keys=list(keys), partition_id=partition_id, select_fields=["uid", "rm_scores", "extra_fields"]
+    )
+    rewards = data["rm_scores"].to_padded_tensor(0.0).sum(dim=-1).tolist()
+    # list() because the queue returns non-tensor fields in containers that differ with their content.
+    uids, extra_fields = list(data["uid"]), list(data["extra_fields"])
+    rows: list[Row | None] = []
+    for uid, tag, extra, reward in zip(uids, tags, extra_fields, rewards, strict=True):
+        start = extra.get("rpo")
+        if start is None or tag.get("is_padding", False):
+            rows.append(None)
+            continue
+        info = extra.get("reward_extra_info") or {}
+        correct = info[CORRECT] if CORRECT in info else verdict(reward, info, options)
+        rows.append(
+            Row(
+                group=uid,
+                key=start["key"],
+                kind=start["kind"],
+                prefix_tokens=start["prefix_tokens"],
+                dropped=start["dropped"],
+                capped=start["capped"],
+                response_tokens=tag["response_len"],
+                oldest_policy=tag["min_global_steps"],
+                reward=reward,
+                correct=bool(correct),
+            )
+        )
+    return rows
