@@ -49,7 +49,7 @@ class RolloutConfig:
 
 @dataclass
 class RewardConfig:
-    """Length-aware shaping, `R = clip(r * sigmoid(alpha * (l_ref - l)), lo, hi)` for correct responses only."""
+    """Length-aware shaping, `R = r * clip(sigmoid(alpha * (l_ref - l)), lo, hi)` for correct responses only."""
 
     shaping: bool = True
     """False trains on the base reward `r` as it is."""
@@ -58,10 +58,11 @@ class RewardConfig:
     """Steepness of the sigmoid per token; at least 0 (0: no preference for short answers)."""
 
     lo: float = 0.5
-    """Lower clip of `R`. As sigmoid <= 0.5 wherever `l >= l_ref`, 0.5 tells only the shorter answers apart."""
+    """Smallest factor on `r`; in [0, hi]. As sigmoid <= 0.5 wherever `l >= l_ref`, 0.5 tells only the shorter answers
+    apart."""
 
     hi: float = 1.0
-    """Upper clip of `R`; at least `lo`."""
+    """Largest factor on `r`; in [lo, 1]."""
 
     length_reference: str = "group"
     """`l_ref`: mean response length of the whole `group` (paper) or of its `correct` members."""
@@ -176,7 +177,8 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         ("rollout.suffix_max_multiple", rollout.suffix_max_multiple, lambda v: v is None or v > 0, "above 0, or null"),
         ("rollout.poll_interval_s", rollout.poll_interval_s, lambda v: v > 0, "above 0"),
         ("reward.alpha", reward.alpha, lambda v: v >= 0, "at least 0"),
-        ("reward.lo", reward.lo, lambda v: v <= reward.hi, f"at most reward.hi = {reward.hi}"),
+        ("reward.lo", reward.lo, lambda v: 0 <= v <= reward.hi, f"at least 0 and at most reward.hi = {reward.hi}"),
+        ("reward.hi", reward.hi, lambda v: v <= 1, "at most 1"),
         ("reward.length_reference", reward.length_reference, ("group", "correct").__contains__, "group or correct"),
         ("reward.group_filter", reward.group_filter, ("shaped", "base").__contains__, "shaped or base"),
         ("cache.max_failures", rpo.cache.max_failures, lambda v: v is None or v >= 1, "null or at least 1"),

@@ -11,10 +11,12 @@ def is_correct(reward: float, accuracy: float | None, config: RewardConfig) -> b
 
 
 def shape_group(rewards: np.ndarray, lengths: np.ndarray, correct: np.ndarray, config: RewardConfig) -> np.ndarray:
-    """Shaped rewards: `R_i = clip(r_i * sigmoid(alpha * (l_ref - l_i)), lo, hi)` where correct, else `r_i`.
+    """Shaped rewards: `R_i = r_i * clip(sigmoid(alpha * (l_ref - l_i)), lo, hi)` where correct, else `r_i`.
 
-    The paper's formula (section 3, length-aware reward) taken literally would lift wrong answers to `lo`; they are
-    left alone here.
+    For rewards of 0 and 1 this is the paper's `clip(r_i * sigmoid(…), lo, hi)` (section 3, length-aware reward), except
+    that its literal text would lift wrong answers to `lo`. Other rewards keep their scale: that formula would pay 4 and
+    8 alike, a format bonus of 0.1 as much as a right answer, and undo DAPO's penalty on overlong ones. A correct
+    response whose penalties leave nothing (`r_i <= 0`) keeps its reward too.
 
     Args:
         rewards: (G,) float, base rewards `r`.
@@ -33,4 +35,4 @@ def shape_group(rewards: np.ndarray, lengths: np.ndarray, correct: np.ndarray, c
     reference = lengths[correct].mean() if config.length_reference == "correct" else lengths.mean()
     # 1 / (1 + exp(-x)) written with tanh, which does not overflow.
     preference = 0.5 * (1.0 + np.tanh(0.5 * config.alpha * (reference - lengths)))
-    return np.where(correct, np.clip(rewards * preference, config.lo, config.hi), rewards)
+    return np.where(correct & (rewards > 0), rewards * np.clip(preference, config.lo, config.hi), rewards)

@@ -40,8 +40,24 @@ def test_reference_over_correct_members_only():
     assert shaped == pytest.approx([sigmoid(0.5), sigmoid(-0.5), 0.0])
 
 
-def test_rewards_above_one_are_clipped_at_hi():
-    assert shape([4.0, 4.0], [100, 300], hi=1.0) == pytest.approx([1.0, 1.0])
+def test_other_rewards_than_zero_and_one_keep_their_scale():
+    # sigmoid(1), clipped 0.5: a penalty, partial credit or a large reward is as visible after shaping as before.
+    shaped = shape([4.0, 4.0, 0.1, 8.0], [100, 300, 200, 200])
+    assert shaped == pytest.approx([4 * sigmoid(1.0), 2.0, 0.05, 4.0])
+
+
+def test_a_correct_response_whose_penalties_leave_nothing_keeps_its_reward():
+    shaped = shape([0.6, 0.0, -0.4], [100, 200, 300], correct=[True, True, True])
+    assert shaped == pytest.approx([0.6 * sigmoid(1.0), 0.0, -0.4])
+
+
+def test_shaping_never_pays_more_than_the_reward():
+    rng = np.random.default_rng(0)
+    rewards, lengths = rng.normal(0, 2, 64), rng.integers(1, 500, 64)
+    for lo in (0.0, 0.5):
+        shaped = shape(rewards, lengths, lo=lo)
+        assert (shaped <= rewards).all()
+        assert ((shaped < rewards) == (rewards > 0)).all()
 
 
 @pytest.mark.parametrize("rewards", [[0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
