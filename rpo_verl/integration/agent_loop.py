@@ -5,7 +5,7 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-from rpo_verl.core.replay import Start
+from rpo_verl.integration.shipment import Shipment
 
 
 class PrefixAgentLoop(SingleTurnAgentLoop):
@@ -17,24 +17,25 @@ class PrefixAgentLoop(SingleTurnAgentLoop):
         return question + self._prefix
 
     async def run(
-        self, sampling_params: dict[str, Any], priority: int = 0, *, rpo_start: Start, **kwargs: Any
+        self, sampling_params: dict[str, Any], priority: int = 0, *, rpo_start: Shipment, **kwargs: Any
     ) -> AgentLoopOutput:
         """Generate one suffix and return the whole response.
 
         Args:
             sampling_params: veRL's sampling parameters; `max_tokens` is set to what the prefix leaves.
             priority: request priority, passed on.
-            rpo_start: where the row's group starts from.
+            rpo_start: brings what the row's group starts from.
             kwargs: the other fields of the row.
 
         Returns:
             prompt = question; response = prefix ‖ suffix; `response_mask` and log-probabilities are 0 on the prefix.
             `extra_fields["rpo"]` tells the trainer how the group started.
         """
-        self._prefix = rpo_start.prefix.tolist()
+        start = rpo_start.start
+        self._prefix = start.prefix.tolist()
         reused = len(self._prefix)
         if reused:
-            sampling_params = {**sampling_params, "max_tokens": rpo_start.suffix_max_tokens}
+            sampling_params = {**sampling_params, "max_tokens": start.suffix_max_tokens}
         output = await super().run(sampling_params, priority, **kwargs)
         if reused:
             assert output.prompt_ids[-reused:] == self._prefix, "veRL's prompt does not end in the injected prefix"
@@ -46,14 +47,14 @@ class PrefixAgentLoop(SingleTurnAgentLoop):
             # The oldest policy behind the response: veRL's off-policy metrics then show how stale prefixes are.
             weights = output.extra_fields.get("min_global_steps")
             if weights is not None:
-                output.extra_fields["min_global_steps"] = min(weights, rpo_start.source_step)
+                output.extra_fields["min_global_steps"] = min(weights, start.source_step)
         suffix_tokens = len(output.response_ids) - reused
         output.extra_fields["rpo"] = {
-            "key": rpo_start.key,
-            "kind": rpo_start.kind,
+            "key": start.key,
+            "kind": start.kind,
             "prefix_tokens": reused,
-            "dropped": rpo_start.dropped,
-            "source_step": rpo_start.source_step,
-            "capped": suffix_tokens >= rpo_start.suffix_max_tokens,
+            "dropped": start.dropped,
+            "source_step": start.source_step,
+            "capped": suffix_tokens >= start.suffix_max_tokens,
         }
         return output

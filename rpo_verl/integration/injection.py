@@ -11,6 +11,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 
 from rpo_verl.core.replay import PartialRollouts
 from rpo_verl.integration import contract
+from rpo_verl.integration.shipment import Shipment
 
 
 def _is_text_only(messages: Sequence[dict[str, Any]]) -> bool:
@@ -75,7 +76,7 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
         starts = [None] * rows
         for i in range(rows):
             if names[i] == contract.SINGLE_TURN and _is_text_only(messages[i]):
-                starts[i] = self._rollouts.plan(self._question_key(messages[i]), step)
+                starts[i] = Shipment(self._rollouts.plan(self._question_key(messages[i]), step))
                 names[i] = contract.NAME
         self.passed_through += Counter(start is None for start in starts)[True]
         prompts["agent_name"] = NonTensorStack(*names)
