@@ -5,13 +5,15 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 TORCH := torch==2.13.0
 BIN := .venv/bin
-ARMS ?= grpo,rpo
 ARGS ?=
 
-.PHONY: demo test bench-cache crash-test setup lint lock pretrain clean
+.PHONY: demo demo-dapo test bench-cache crash-test setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
-	$(BIN)/python examples/tiny_reasoner/demo.py --arms $(ARMS) $(ARGS)
+	$(BIN)/python examples/tiny_reasoner/demo.py $(ARGS)
+
+demo-dapo: setup  ## the same for DAPO against DAPO+RPO, in runs/demo-dapo
+	$(BIN)/python examples/tiny_reasoner/demo.py --algorithm dapo $(ARGS)
 
 test: setup  ## every test, real runs included
 	$(BIN)/ruff check .

@@ -37,6 +37,11 @@ class RolloutConfig:
     full_rollout_prob: float = 0.0
     """Probability, in [0, 1], that a group whose question is cached is a full rollout all the same."""
 
+    full_after_batches: float | None = 4
+    """With dynamic sampling (`algorithm.filter_groups`): once a step has asked so many times `data.train_batch_size`
+    questions, further ones are full rollouts, because behind prefixes too few groups have a signal; at least 1. Null:
+    never, and a step lasts until enough groups of suffixes have one."""
+
     suffix_max_tokens: int | None = None
     """Cap on the suffix of a prefixed group in tokens. Null: what `data.max_response_length` leaves."""
 
@@ -172,6 +177,8 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         ("rollout.full_rollout_every", rollout.full_rollout_every, lambda v: v == 0 or v >= 1,
          "at least 1, or 0 (never)"),
         ("rollout.full_rollout_prob", rollout.full_rollout_prob, lambda v: 0 <= v <= 1, "in [0, 1]"),
+        ("rollout.full_after_batches", rollout.full_after_batches, lambda v: v is None or v >= 1,
+         "null or at least 1"),
         ("rollout.suffix_max_tokens", rollout.suffix_max_tokens, lambda v: v is None or 1 <= v <= longest,
          f"null or 1 to data.max_response_length = {longest}"),
         ("rollout.suffix_max_multiple", rollout.suffix_max_multiple, lambda v: v is None or v > 0, "above 0, or null"),

@@ -1,9 +1,10 @@
-"""GRPO against GRPO+RPO on the tiny reasoner, through veRL's own command line on the CPU: table, plot, summary.json.
+"""GRPO or DAPO with and without RPO on the tiny reasoner, through veRL's own command line on the CPU.
 
-    python examples/tiny_reasoner/demo.py [--arms grpo,rpo,paper] [--steps N] [--out runs/demo] [hydra overrides …]
+    python examples/tiny_reasoner/demo.py [--algorithm grpo|dapo] [--arms …] [--steps N] [hydra overrides …]
 
-Every arm starts from the same checkpoint with the same seed, data, group size and number of steps; the arms differ in
-one override. The figures come out of veRL's file logger, the figures of the `rpo` arms' groups out of RPO's metrics.
+Prints a table and writes a plot and summary.json to runs/demo or runs/demo-dapo. Every arm starts from the same
+checkpoint with the same seed, data, group size and number of steps; the arms differ in one override. The figures come
+out of veRL's file logger, those of the `rpo` arms' groups out of RPO's metrics.
 """
 
 import argparse
@@ -18,8 +19,25 @@ from summary import Step, plot, read_metrics, summarize, table
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent.parent / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
-ARMS = {"grpo": [], "rpo": ["+rpo=enabled"], "paper": ["+rpo=paper", "algorithm.rollout_correction.bypass_mode=false"]}
 # The paper's loss covers the prefix, whose old log-probabilities only the trainer can compute.
+PAPER = ["+rpo=paper", "algorithm.rollout_correction.bypass_mode=false"]
+DAPO = [
+    "actor_rollout_ref.actor.clip_ratio_high=0.28",
+    "reward.reward_manager.name=dapo",
+    "+reward.reward_kwargs.overlong_buffer_cfg={enable: true, len: 16, penalty_factor: 1.0, log: false}",
+    "+reward.reward_kwargs.max_resp_len=${data.max_response_length}",
+    "algorithm.filter_groups.enable=true",
+    "algorithm.filter_groups.metric=acc",
+]
+ARMS = {
+    "grpo": {"grpo": [], "rpo": ["+rpo=enabled"], "paper": PAPER},
+    "dapo": {
+        "dapo": DAPO,
+        "rpo": [*DAPO, "+rpo=enabled"],
+        "naive-filter": [*DAPO, "+rpo=enabled", "rpo.reward.group_filter=base"],
+    },
+}
+GROUP_SIZE = 8
 SILENCE_S = 20
 
 
@@ -69,6 +87,7 @@ def train(arm: str, args: argparse.Namespace, overrides: list[str], **knobs: str
         "STEPS": str(args.steps),
         "SEED": str(args.seed),
         "TEST_FREQ": str(args.test_freq),
+        "GROUP_SIZE": str(GROUP_SIZE),
         **knobs,
     }
     print(f"[{arm}] starting Ray, FSDP and vLLM (about a minute); everything they say is in {log}", flush=True)
@@ -79,7 +98,7 @@ def train(arm: str, args: argparse.Namespace, overrides: list[str], **knobs: str
         shown, spoke, started, launched = 0, time.monotonic(), None, time.monotonic()
         while True:
             running = process.poll() is None
-            steps = read_metrics(metrics)
+            steps = read_metrics(metrics, GROUP_SIZE)
             for step in steps[shown:]:
                 # Time left counts from the first step's start, so that the start-up does not blur it.
                 started = started or time.monotonic()
@@ -99,23 +118,27 @@ def train(arm: str, args: argparse.Namespace, overrides: list[str], **knobs: str
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", default="grpo,rpo", help=f"comma-separated, of {', '.join(ARMS)}")
+    parser.add_argument("--algorithm", choices=ARMS, default="grpo")
+    choices = "; ".join(f"{algorithm}: {', '.join(arms)}" for algorithm, arms in ARMS.items())
+    parser.add_argument("--arms", help=f"comma-separated ({choices}). Default: the first two")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--train-size", type=int, default=192, help="questions to train on")
     parser.add_argument("--val-size", type=int, default=512, help="questions to validate on, none of them trained on")
     parser.add_argument("--test-freq", type=int, default=30, help="steps between validations")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--out", type=Path, help="default: runs/demo or runs/demo-dapo")
     args, overrides = parser.parse_known_args()
-    arms = args.arms.split(",")
-    unknown = [arm for arm in arms if arm not in ARMS]
+    known = ARMS[args.algorithm]
+    arms = args.arms.split(",") if args.arms else list(known)[:2]
+    unknown = [arm for arm in arms if arm not in known]
     if unknown:
-        parser.error(f"--arms={args.arms}: {unknown} not among {', '.join(ARMS)}")
+        parser.error(f"--arms={args.arms}: {unknown} not among {', '.join(known)}")
+    args.out = args.out or Path("runs/demo" if args.algorithm == "grpo" else f"runs/demo-{args.algorithm}")
     if any(override.startswith("--") for override in overrides):
         parser.error(f"unknown options {[o for o in overrides if o.startswith('--')]}")
 
     write_data(args.out / "data", args.train_size, args.val_size, args.seed)
-    runs = {arm: train(arm, args, ARMS[arm] + overrides) for arm in arms}
+    runs = {arm: train(arm, args, known[arm] + overrides) for arm in arms}
     summary = {arm: summarize(steps, args.seed) for arm, steps in runs.items()}
     (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot(runs, args.out / "accuracy.png")

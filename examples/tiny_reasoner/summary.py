@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 VAL_ACCURACY = "val-core/tiny_reasoner/acc/mean@1"
+LEFT_OUT = ("training/filter_groups/evicted_samples", "training/filter_groups/discarded_surplus_samples")
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Step:
     number: int
     samples: int = 0
     generated_tokens: int = 0
+    """Groups that dynamic sampling left out included."""
     response_tokens: int = 0
     prefix_tokens: int = 0
     rollout_s: float = 0.0
@@ -26,13 +28,18 @@ class Step:
     groups: int = 0
     hit_groups: int = 0
     prefixed_groups: int = 0
+    left_out_groups: int = 0
+    """Generated and not trained on: without a signal, or more than the batch needs."""
     generated_per_sample_on_hit: float | None = None
     is_rpo: bool = False
     val_accuracy: float | None = None
 
 
-def parse_step(line: str) -> Step:
-    """One line of veRL's file logger."""
+def parse_step(line: str, group_size: int) -> Step:
+    """One line of veRL's file logger.
+
+    veRL does not say how many tokens the groups had that DAPO left out; without RPO they count with the batch's mean.
+    """
     record = json.loads(line)
     data = record["data"]
     if "timing_s/step" not in data:
@@ -40,11 +47,16 @@ def parse_step(line: str) -> Step:
     response_tokens = round(data["perf/total_num_tokens"] * _response_share(data))
     samples = round(response_tokens / data["response_length/mean"])
     is_rpo = "rpo/tokens/generated_total" in data
+    left_out = round(sum(data.get(name, 0) for name in LEFT_OUT))
+    if is_rpo:
+        generated = data["rpo/tokens/generated_total"] + data["rpo/left_out/generated_total"]
+    else:
+        generated = response_tokens * (1 + left_out * group_size / samples)
     full, prefixed, refreshed = (int(data.get(f"rpo/groups/{kind}", 0)) for kind in ("full", "prefixed", "refreshed"))
     return Step(
         number=record["step"],
         samples=samples,
-        generated_tokens=int(data["rpo/tokens/generated_total"]) if is_rpo else response_tokens,
+        generated_tokens=round(generated),
         response_tokens=response_tokens,
         prefix_tokens=int(data.get("rpo/tokens/reused_total", 0)),
         rollout_s=data["timing_s/gen"] + data.get("timing_s/rpo_injection", 0.0),
@@ -53,6 +65,7 @@ def parse_step(line: str) -> Step:
         groups=full + prefixed + refreshed,
         hit_groups=prefixed + refreshed,
         prefixed_groups=prefixed,
+        left_out_groups=left_out,
         generated_per_sample_on_hit=data.get("rpo/tokens/generated_per_sample_on_hit"),
         is_rpo=is_rpo,
         val_accuracy=data.get(VAL_ACCURACY),
@@ -64,12 +77,12 @@ def _response_share(data: dict[str, Any]) -> float:
     return response / (prompt + response)
 
 
-def read_metrics(path: Path) -> list[Step]:
+def read_metrics(path: Path, group_size: int) -> list[Step]:
     """The steps logged so far; a last line that is still being written is left for the next call."""
     if not path.exists():
         return []
     text = path.read_text()
-    return [parse_step(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [parse_step(line, group_size) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def summarize(steps: list[Step], seed: int) -> dict[str, float]:
@@ -88,6 +101,7 @@ def summarize(steps: list[Step], seed: int) -> dict[str, float]:
         "train_s": sum(step.step_s for step in trained),
         "val_acc_before": validated[0],
         "val_acc_after": validated[-1],
+        "left_out_groups": sum(step.left_out_groups for step in trained),
         "response_tokens_per_sample": sum(step.response_tokens for step in trained) / samples,
     }
     if trained[0].is_rpo:
@@ -112,6 +126,7 @@ ROWS = {
     "val_acc_after": ("accuracy after (full rollouts)", "{:.3f}"),
     "generated_tokens_total": ("generated tokens", "{:,.0f}"),
     "generated_tokens_per_sample": ("… per sample", "{:.1f}"),
+    "left_out_groups": ("groups left out by dynamic sampling", "{:,.0f}"),
     "generated_tokens_per_sample_on_hit": ("… per sample from a cached prefix", "{:.1f}"),
     "response_tokens_per_sample": ("response tokens per sample", "{:.1f}"),
     "train_s": ("training time, s", "{:.0f}"),

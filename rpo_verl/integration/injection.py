@@ -45,6 +45,7 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
                 raise contract.plugin_not_loaded(name, f"not registered there: {', '.join(components)}")
         self._rollouts, self._question_key = rollouts, question_key
         self.passed_through, self.seconds = 0, 0.0
+        self._asked: Counter[int] = Counter()
 
     def generate_sequences(self, prompts: TensorDict) -> None:
         """Dispatch questions to the rollout workers; those of training rows together with their prefix.
@@ -69,14 +70,18 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
 
     def _inject(self, prompts: TensorDict) -> None:
         step = int(prompts["global_steps"])
-        rows = len(prompts)
+        self._asked = Counter({step: self._asked[step]})
+        rows, batch = len(prompts), self.config.data.train_batch_size
+        filtering = self.config.algorithm.filter_groups.enable
         default = self.rollout_config.agent.default_agent_loop
         names = list(prompts["agent_name"]) if "agent_name" in prompts else [default] * rows
         messages = [list(row) for row in prompts["raw_prompt"]]
         starts = [None] * rows
         for i in range(rows):
             if names[i] == contract.SINGLE_TURN and _is_text_only(messages[i]):
-                starts[i] = Shipment(self._rollouts.plan(self._question_key(messages[i]), step))
+                self._asked[step] += 1
+                asked = self._asked[step] / batch if filtering else 1.0
+                starts[i] = Shipment(self._rollouts.plan(self._question_key(messages[i]), step, asked))
                 names[i] = contract.NAME
         self.passed_through += Counter(start is None for start in starts)[True]
         prompts["agent_name"] = NonTensorStack(*names)

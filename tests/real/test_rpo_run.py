@@ -146,7 +146,7 @@ def test_the_demos_summary_reads_this_run(run):
     sys.path.insert(0, str(TINY))
     from summary import plot, read_metrics, summarize, table
 
-    steps = read_metrics(run.folder / "metrics.jsonl")
+    steps = read_metrics(run.folder / "metrics.jsonl", group_size=4)
     summary = summarize(steps, seed=1)
     trained = run.steps
     assert summary["steps"] == STEPS
