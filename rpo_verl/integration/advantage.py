@@ -1,5 +1,6 @@
 """The registered advantage estimator: length-aware shaping, the estimator the user configured, the paper's mean."""
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -40,9 +41,28 @@ class Shaping:
     loss_agg_mode: str
     """How veRL sums up the loss of single tokens."""
 
+    final_row: np.ndarray
+    """(B,) int, row of the last output of every row's session; a row of its own where sessions have one output each."""
+
 
 #: Set by the trainer around veRL's advantage computation, which has no argument for it.
 SHAPING: ContextVar[Shaping] = ContextVar("rpo_shaping")
+
+
+def final_rows(keys: Sequence[str]) -> np.ndarray:
+    """For every row the one that holds the last output of its session: agent loops may return several.
+
+    Args:
+        keys: (B,) veRL's `{uid}_{session}_{output}`.
+
+    Returns:
+        (B,) int.
+    """
+    sessions = [key.rsplit("_", 1) for key in keys]
+    last: dict[str, tuple[int, int]] = {}
+    for row, (session, output) in enumerate(sessions):
+        last[session] = max(last.get(session, (-1, -1)), (int(output), row))
+    return np.array([last[session][1] for session, _ in sessions], dtype=int)
 
 
 def response_mean_weights(suffix_tokens: torch.Tensor, prefix_tokens: torch.Tensor, loss_agg_mode: str) -> torch.Tensor:
@@ -124,12 +144,22 @@ def compute_shaped_advantage(
     shaped = token_level_rewards.clone()
     rows = torch.arange(len(shaped))
     shaped[rows, torch.as_tensor(shaping.last_token)] += torch.as_tensor(shaping.bonus, dtype=shaped.dtype)
+    upstream = get_adv_estimator_fn(shaping.upstream)
     if shaping.upstream == "grpo":
-        # veRL passes this option on its GRPO path only, which a registered estimator does not take.
+        # What veRL does on a path of its own for GRPO, and for no registered estimator: an option, one vote a session.
         kwargs["norm_adv_by_std_in_grpo"] = config.get("norm_adv_by_std_in_grpo", True)
-    advantages, returns = get_adv_estimator_fn(shaping.upstream)(
-        token_level_rewards=shaped, response_mask=response_mask, config=config, **kwargs
-    )
+        finals, session = np.unique(shaping.final_row, return_inverse=True)
+        final, _ = upstream(
+            token_level_rewards=shaped[finals],
+            response_mask=response_mask[finals],
+            config=config,
+            **{**kwargs, "index": kwargs["index"][finals]},
+        )
+        first = response_mask[finals].argmax(dim=-1)
+        advantages = final[torch.arange(len(finals)), first][session].unsqueeze(-1) * response_mask
+        returns = advantages
+    else:
+        advantages, returns = upstream(token_level_rewards=shaped, response_mask=response_mask, config=config, **kwargs)
     weights = response_mean_weights(
         response_mask.sum(dim=-1), torch.as_tensor(shaping.prefix_tokens), shaping.loss_agg_mode
     )

@@ -19,7 +19,7 @@ from verl.utils.tensordict_utils import get_tensordict
 from rpo_verl.core import store
 from rpo_verl.core.replay import Outcome, PartialRollouts
 from rpo_verl.integration import contract
-from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix
+from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix, final_rows
 from rpo_verl.integration.group_filter import watch_groups
 from rpo_verl.integration.groups import Groups, offer_to_cache, read_groups
 from rpo_verl.integration.metrics import LeftOut, batch_metrics
@@ -128,6 +128,7 @@ class PartialRolloutTrainer:
                 upstream=self.config.rpo.upstream.adv_estimator,
                 prefix_tokens=np.array(prefix_tokens),
                 loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode,
+                final_row=final_rows(batch.keys),
             )
         )
         try:

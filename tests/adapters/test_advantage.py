@@ -4,9 +4,21 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from verl.trainer.ppo.core_algos import agg_loss, compute_grpo_outcome_advantage, get_adv_estimator_fn
+from verl.trainer.ppo.core_algos import (
+    ADV_ESTIMATOR_REGISTRY,
+    agg_loss,
+    compute_grpo_outcome_advantage,
+    get_adv_estimator_fn,
+)
 
-from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix, response_mean_weights
+from rpo_verl.integration.advantage import (
+    SHAPING,
+    UNSUPPORTED,
+    Shaping,
+    extend_to_prefix,
+    final_rows,
+    response_mean_weights,
+)
 
 CONFIG = OmegaConf.create({"norm_adv_by_std_in_grpo": True})
 
@@ -18,14 +30,17 @@ def rewards_on_last_token(values, lengths, width):
     return rewards
 
 
-def estimate(base, shaped, lengths, prefix, groups, upstream="grpo", config=CONFIG, left_out=None, mode="token-mean"):
+def estimate(
+    base, shaped, lengths, prefix, groups, upstream="grpo", config=CONFIG, left_out=None, mode="token-mean", final=None
+):
     width = max(lengths)
     mask = torch.zeros(len(base), width)
     for row, length in enumerate(lengths):
         mask[row, prefix[row] : length] = 1
     bonus, last_token = np.array(shaped) - np.array(base), np.array(lengths) - 1
     left_out = np.zeros(len(base), dtype=int) if left_out is None else np.array(left_out)
-    token = SHAPING.set(Shaping(bonus, last_token, upstream, left_out, mode))
+    final = np.arange(len(base)) if final is None else np.array(final)
+    token = SHAPING.set(Shaping(bonus, last_token, upstream, left_out, mode, final))
     try:
         advantages, _ = get_adv_estimator_fn("rpo")(
             token_level_rewards=rewards_on_last_token(base, lengths, width),
@@ -63,6 +78,32 @@ def test_all_wrong_and_all_alike_give_no_signal():
         base = [float(value > 0) for value in shaped]
         advantages, _ = estimate(base, shaped, [3] * 4, [1] * 4, ["a"] * 4)
         assert advantages.abs().sum() == 0
+
+
+@pytest.mark.parametrize("upstream", sorted(set(map(str, ADV_ESTIMATOR_REGISTRY)) - {"rpo"} - set(UNSUPPORTED)))
+def test_every_outcome_based_estimator_of_verl(upstream):
+    """Behind prefixes: nothing on prefix and padding, better than wrong, and an all-alike group adds nothing."""
+    rewards, shaped = [1.0, 1.0, 0.0, 0.0], [0.8, 0.5, 0.0, 0.0]
+    lengths, prefix = [6, 8, 7, 7], [4, 4, 4, 4]
+    config = OmegaConf.create({"norm_adv_by_std_in_grpo": True, "gamma": 1.0, "f_norm": 1.0})
+    advantages, mask = estimate(rewards, shaped, lengths, prefix, ["a"] * 4, upstream=upstream, config=config)
+    assert torch.isfinite(advantages).all()
+    assert (advantages * (1 - mask)).abs().sum() == 0
+    best, *_, worst = (advantages[row][mask[row] == 1][-1].item() for row in range(4))
+    assert best > worst
+    unshaped, _ = estimate(rewards, rewards, lengths, prefix, ["a"] * 4, upstream=upstream, config=config)
+    assert not torch.equal(unshaped, advantages), "the length is part of the reward"
+
+
+def test_a_session_with_several_outputs_has_one_vote():
+    """As in veRL's GRPO: its last output earns the advantage, which all its outputs get."""
+    keys = ["a_0_0", "a_0_1", "a_1_0", "a_2_0"]
+    final = final_rows(keys)
+    assert final.tolist() == [1, 1, 2, 3]
+    advantages, _ = estimate([9, 1, 0, 0], [9, 1, 0, 0], [3] * 4, [0] * 4, ["a"] * 4, final=final)
+    alone, _ = estimate([1, 0, 0], [1, 0, 0], [3] * 3, [0] * 3, ["a"] * 3)
+    assert torch.equal(advantages, alone[[0, 0, 1, 2]])
+    assert final_rows(["a_0_10", "a_0_9"]).tolist() == [0, 0]
 
 
 def test_without_shaping_it_is_verls_own_estimator():
