@@ -40,11 +40,17 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the cache did with a finished group."""
+class Choice:
+    """Which response of a finished group is offered to the cache."""
 
-    chosen: int
+    member: int
     greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the cache did with it."""
+
     stored: bool
     dropped: bool
     """The old answer is no longer trusted: `max_failures` groups in a row failed from a prefix of it."""
@@ -94,32 +100,38 @@ class PartialRollouts:
             return self._full(key, "refreshed")
         return Start(key, "prefixed", answer.tokens[:kept], length - kept, self._room(kept, length - kept), answer.step)
 
-    def observe(
-        self, key: bytes, step: int, shaped: np.ndarray, answers: list[CachedAnswer], from_prefix: bool
-    ) -> Outcome:
-        """Offer a finished group to the cache (paper, section 3, cache update).
+    def choose(self, key: bytes, step: int, shaped: np.ndarray) -> Choice:
+        """The response of a finished group that may become the question's answer.
 
         Args:
             key: the question.
             step: the step that trains on the group.
             shaped: (G,) float, shaped rewards `R`.
-            answers: the G responses in the same order.
+        """
+        return Choice(*choose_response(shaped, self.config.cache.greedy_prob, self.config.seed, step, key))
+
+    def observe(self, key: bytes, answer: CachedAnswer, solved: bool, from_prefix: bool) -> Outcome:
+        """Update the cache with a finished group (paper, section 3, cache update).
+
+        Args:
+            key: the question.
+            answer: the response of its choice.
+            solved: any member of the group was correct.
             from_prefix: the group started from a cached prefix.
         """
-        chosen, greedy = choose_response(shaped, self.config.cache.greedy_prob, self.config.seed, step, key)
         old = self.cache.get(key)
         failures = 0
         if from_prefix and old is not None:
-            failures = 0 if any(answer.correct for answer in answers) else old.failures + 1
+            failures = 0 if solved else old.failures + 1
             max_failures = self.config.cache.max_failures
             if max_failures is not None and failures >= max_failures:
                 self.cache.drop(key)
-                return Outcome(chosen, greedy, stored=False, dropped=True)
-        finite = bool(np.isfinite(answers[chosen].reward))
-        stored = finite and self.cache.put(key, replace(answers[chosen], failures=failures))
+                return Outcome(stored=False, dropped=True)
+        finite = bool(np.isfinite(answer.reward))
+        stored = finite and self.cache.put(key, replace(answer, failures=failures))
         if from_prefix and old is not None and not stored:
             self.cache.set_failures(key, failures)
-        return Outcome(chosen, greedy, stored, dropped=False)
+        return Outcome(stored, dropped=False)
 
     def _full(self, key: bytes, kind: Kind) -> Start:
         return Start(key, kind, _NO_TOKENS, 0, self.max_response_length, -1)

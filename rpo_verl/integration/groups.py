@@ -10,7 +10,7 @@ import transfer_queue as tq
 
 from rpo_verl.config import RewardConfig
 from rpo_verl.core.cache import CachedAnswer
-from rpo_verl.core.replay import Kind, Outcome, PartialRollouts
+from rpo_verl.core.replay import Kind, PartialRollouts
 from rpo_verl.core.shaping import shape_group
 from rpo_verl.integration import contract
 from rpo_verl.integration.reward import CORRECT, verdict
@@ -83,10 +83,19 @@ def read_groups(
     return Groups(keys, partition_id, rows, dict(members), base, shaped)
 
 
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """What the cache did with a number of groups."""
+
+    greedy: int = 0
+    stored: int = 0
+    dropped: int = 0
+
+
 def offer_to_cache(
     groups: Groups, rollouts: PartialRollouts, step: int, question_key: Callable[[np.ndarray], bytes], end_ids: set[int]
-) -> list[Outcome]:
-    """Let the cache learn from every group.
+) -> Updates:
+    """Let the cache learn from every group; of its responses only the chosen one is fetched from the queue.
 
     Args:
         groups: still in the queue.
@@ -98,32 +107,37 @@ def offer_to_cache(
     Raises:
         ContractError: if veRL rolled out another question than the one that was looked up.
     """
-    indices = [i for members in groups.members.values() for i in members]
-    if not indices:
-        return []
+    if not groups.members:
+        return Updates()
+    choices = [
+        rollouts.choose(groups.rows[members[0]].key, step, groups.shaped[members])
+        for members in groups.members.values()
+    ]
+    chosen = [members[choice.member] for members, choice in zip(groups.members.values(), choices, strict=True)]
     data = tq.kv_batch_get(
-        keys=[groups.keys[i] for i in indices],
+        keys=[groups.keys[i] for i in chosen],
         partition_id=groups.partition_id,
         select_fields=["prompts", "responses"],
     )
-    questions, responses = (dict(zip(indices, data[name].unbind(), strict=True)) for name in ("prompts", "responses"))
     outcomes = []
-    for members in groups.members.values():
-        first = groups.rows[members[0]]
-        question = questions[members[0]].numpy().astype(np.int32)
-        if question_key(question) != first.key:
+    for members, i, question, response in zip(
+        groups.members.values(), chosen, data["prompts"].unbind(), data["responses"].unbind(), strict=True
+    ):
+        row, question, tokens = groups.rows[i], question.numpy().astype(np.int32), response.numpy().astype(np.int32)
+        if question_key(question) != row.key:
             raise contract.ContractError(
                 f"veRL rolled out {len(question)} question tokens that are not those its question was looked up "
                 "by. Please report this with your data.apply_chat_template_kwargs and model."
             )
-        answers = []
-        for i in members:
-            tokens = responses[i].numpy().astype(np.int32)
-            tokens = tokens[:-1] if len(tokens) and int(tokens[-1]) in end_ids else tokens
-            row = groups.rows[i]
-            answers.append(CachedAnswer(tokens, row.correct, row.reward, row.oldest_policy, question))
-        outcomes.append(rollouts.observe(first.key, step, groups.shaped[members], answers, first.kind == "prefixed"))
-    return outcomes
+        tokens = tokens[:-1] if len(tokens) and int(tokens[-1]) in end_ids else tokens
+        answer = CachedAnswer(tokens, row.correct, row.reward, row.oldest_policy, question)
+        solved = any(groups.rows[member].correct for member in members)
+        outcomes.append(rollouts.observe(row.key, answer, solved, row.kind == "prefixed"))
+    return Updates(
+        greedy=sum(choice.greedy for choice in choices),
+        stored=sum(outcome.stored for outcome in outcomes),
+        dropped=sum(outcome.dropped for outcome in outcomes),
+    )
 
 
 def _read_rows(

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rpo_verl.core.replay import Outcome
-from rpo_verl.integration.groups import Groups
+from rpo_verl.integration.groups import Groups, Updates
 
 
 class LeftOut:
@@ -18,12 +17,12 @@ class LeftOut:
     def __init__(self) -> None:
         self._groups = self._tokens = self._dropped = 0
 
-    def add(self, groups: Groups, outcomes: list[Outcome]) -> None:
+    def add(self, groups: Groups, updates: Updates) -> None:
         """Count groups and what the cache did with them."""
         own = [row for row in groups.rows if row is not None]
         self._groups += len(groups.members)
         self._tokens += sum(row.response_tokens - row.prefix_tokens for row in own)
-        self._dropped += sum(outcome.dropped for outcome in outcomes)
+        self._dropped += updates.dropped
 
     def pop(self) -> dict[str, int]:
         """The metrics since the last call."""
@@ -36,12 +35,12 @@ class LeftOut:
         return metrics
 
 
-def batch_metrics(groups: Groups, outcomes: list[Outcome]) -> dict[str, Any]:
+def batch_metrics(groups: Groups, updates: Updates) -> dict[str, Any]:
     """Metrics of the groups that RPO started; empty if there were none.
 
     Args:
         groups: the batch.
-        outcomes: what the cache did with each group.
+        updates: what the cache did with them.
     """
     rows, members_of, shaped = groups.rows, groups.members, groups.shaped
     own = [row for row in rows if row is not None]
@@ -69,9 +68,9 @@ def batch_metrics(groups: Groups, outcomes: list[Outcome]) -> dict[str, Any]:
         "rpo/groups/no_signal_share_before_shaping": float(np.mean(base_flat)),
         "rpo/groups/no_signal_share_after_shaping": float(np.mean(shaped_flat)),
         "rpo/suffix/capped_share": float(np.mean([row.capped for row in own])),
-        "rpo/cache/greedy_updates_total": sum(outcome.greedy for outcome in outcomes),
-        "rpo/cache/stored_updates_total": sum(outcome.stored for outcome in outcomes),
-        "rpo/cache/dropped_total": sum(outcome.dropped for outcome in outcomes),
+        "rpo/cache/greedy_updates_total": updates.greedy,
+        "rpo/cache/stored_updates_total": updates.stored,
+        "rpo/cache/dropped_total": updates.dropped,
     }
     if hit_suffix.size:
         metrics["rpo/tokens/generated_per_sample_on_hit"] = float(hit_suffix.mean())

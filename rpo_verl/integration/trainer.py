@@ -17,11 +17,11 @@ from verl.utils.fs import copy_to_local
 from verl.utils.tensordict_utils import get_tensordict
 
 from rpo_verl.core import store
-from rpo_verl.core.replay import Outcome, PartialRollouts
+from rpo_verl.core.replay import PartialRollouts
 from rpo_verl.integration import contract
 from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix, final_rows
 from rpo_verl.integration.group_filter import watch_groups
-from rpo_verl.integration.groups import Groups, offer_to_cache, read_groups
+from rpo_verl.integration.groups import Groups, Updates, offer_to_cache, read_groups
 from rpo_verl.integration.metrics import LeftOut, batch_metrics
 from rpo_verl.integration.questions import Questions, read_end_ids, read_model_type
 from rpo_verl.integration.settings import is_enabled, take_over
@@ -161,7 +161,7 @@ class PartialRolloutTrainer:
             super()._update_actor(smaller, metrics=metrics)
         return batch
 
-    def _offer_to_cache(self, groups: Groups) -> list[Outcome]:
+    def _offer_to_cache(self, groups: Groups) -> Updates:
         return offer_to_cache(groups, self.rpo, self.global_steps, self._questions.key, self._end_ids)
 
     def _learn_from_left_out(self, groups: Groups) -> None:

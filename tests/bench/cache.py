@@ -74,8 +74,8 @@ def measure(entries: int, tokens: int, folder: Path) -> dict[str, float]:
 
     def update(i: int) -> None:
         for key, question in batches[i]:
-            group = [CachedAnswer(ids, True, 1.0, i, question) for ids in fresh]
-            rpo.observe(key, i + 1, shaped, group, from_prefix=True)
+            choice = rpo.choose(key, i + 1, shaped)
+            rpo.observe(key, CachedAnswer(fresh[choice.member], True, 1.0, i, question), solved=True, from_prefix=True)
         rpo.cache.evict()
 
     look_up_s, update_s = timed(look_up, 5), timed(update, 5)

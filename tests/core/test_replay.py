@@ -19,13 +19,20 @@ def rollouts(max_response_length=100, **sections):
     return PartialRollouts(RPOConfig(**sections), max_response_length)
 
 
+def observe(rpo, step, shaped, group, from_prefix):
+    """Choose a response of the group and offer it."""
+    choice = rpo.choose(KEY, step, np.array(shaped))
+    solved = any(member.correct for member in group)
+    return choice, rpo.observe(KEY, group[choice.member], solved, from_prefix)
+
+
 def test_cold_cache_gives_a_full_rollout_which_seeds_it():
     rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
     start = rpo.plan(KEY, 1)
     assert (start.kind, len(start.prefix), start.suffix_max_tokens, start.source_step) == ("full", 0, 100, -1)
     group = [answer(8, correct=False), answer(9, step=0)]
-    outcome = rpo.observe(KEY, 1, np.array([0.0, 0.5]), group, from_prefix=False)
-    assert (outcome.chosen, outcome.greedy, outcome.stored) == (1, True, True)
+    choice, outcome = observe(rpo, 1, [0.0, 0.5], group, from_prefix=False)
+    assert (choice.member, choice.greedy, outcome.stored) == (1, True, True)
     assert rpo.plan(KEY, 2).kind == "prefixed"
 
 
@@ -118,7 +125,7 @@ def test_keep_correct():
 def test_a_response_without_a_finite_reward_never_enters_the_cache():
     rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
     group = [answer(5, correct=False, reward=float("nan"))]
-    outcome = rpo.observe(KEY, 1, np.array([np.nan]), group, from_prefix=False)
+    _, outcome = observe(rpo, 1, [np.nan], group, from_prefix=False)
     assert not outcome.stored
     assert rpo.cache.get(KEY) is None
 
@@ -126,7 +133,7 @@ def test_a_response_without_a_finite_reward_never_enters_the_cache():
 def fail_from(rpo, step, correct=False):
     """One group from the cached prefix, all wrong or all right."""
     group = [answer(60, correct=correct, step=step)] * 2
-    return rpo.observe(KEY, step, np.array([float(correct)] * 2), group, from_prefix=True)
+    return observe(rpo, step, [float(correct)] * 2, group, from_prefix=True)[1]
 
 
 @pytest.mark.parametrize("poisoned", [True, False])
@@ -154,7 +161,7 @@ def test_one_success_ends_a_series_of_failures():
 def test_failed_full_rollouts_do_not_count():
     rpo = rollouts(cache=CacheConfig(max_failures=1))
     rpo.cache.put(KEY, answer(60, correct=False))
-    outcome = rpo.observe(KEY, 1, np.zeros(1), [answer(50, correct=False)], from_prefix=False)
+    _, outcome = observe(rpo, 1, [0.0], [answer(50, correct=False)], from_prefix=False)
     assert (outcome.dropped, outcome.stored) == (False, True)
 
 
