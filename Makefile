@@ -6,8 +6,9 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 TORCH := torch==2.13.0
 BIN := .venv/bin
 ARGS ?=
+VERL ?= 0.9.1
 
-.PHONY: demo demo-dapo test bench-cache crash-test setup lint lock pretrain clean
+.PHONY: demo demo-dapo test bench-cache crash-test contract setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python examples/tiny_reasoner/demo.py $(ARGS)
@@ -25,6 +26,10 @@ bench-cache: setup  ## what the experience cache costs: table and runs/bench/cac
 
 crash-test: setup  ## kill a training 20 times at random moments
 	$(BIN)/python tests/crash/kill_and_resume.py $(ARGS)
+
+contract: setup  ## hold the table of upstream names against another veRL: make contract VERL=0.9.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/verl-$(VERL) verl==$(VERL)
+	PYTHONPATH=build/verl-$(VERL) $(BIN)/python -W ignore -m rpo_verl.integration.contract
 
 setup: .venv/installed  ## the pinned CPU set-up, in .venv
 

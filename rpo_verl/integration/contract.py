@@ -168,3 +168,15 @@ def plugin_not_loaded(where: str, details: str) -> ContractError:
         "in the environment of every node, and veRL's plug-in discovery switched on: VERL_USE_EXTERNAL_PLUGINS unset, "
         "'auto', or a list with 'rpo_verl'. Or train without RPO by leaving out every rpo override."
     )
+
+
+def main() -> None:
+    """Hold the table against the veRL on the path (`python -m rpo_verl.integration.contract`); status 1 if it moved."""
+    found, problems = importlib.metadata.version("verl"), missing_upstream_names()
+    print(f"verl {found}: {len(UPSTREAM_NAMES) - len(problems)} of {len(UPSTREAM_NAMES)} upstream names as expected")
+    if problems:
+        raise SystemExit("\n".join(problems))
+
+
+if __name__ == "__main__":
+    main()

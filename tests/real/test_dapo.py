@@ -1,0 +1,86 @@
+"""DAPO with RPO: clip-higher, overlong penalty on whole responses, and dynamic sampling by shaped rewards."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import run_recipe
+
+STEPS = 4
+GROUPS, GROUP_SIZE = 4, 4
+#: Solutions have 67 tokens; the penalty begins at 58, which no suffix alone reaches.
+EXPECTED_LENGTH, MAX_LENGTH = 58, 208
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_dir):
+    folder = tmp_path_factory.mktemp("dapo")
+    overlong = f"{{enable: true, len: {MAX_LENGTH - EXPECTED_LENGTH}, penalty_factor: 1.0, log: true}}"
+    run = run_recipe(
+        folder,
+        "+rpo=enabled",
+        "rpo.rollout.full_rollout_every=0",
+        "rpo.rollout.full_after_batches=2",
+        "rpo.truncation.max_fraction=0.5",
+        "actor_rollout_ref.actor.clip_ratio_high=0.28",
+        "reward.reward_manager.name=dapo",
+        f"+reward.reward_kwargs.overlong_buffer_cfg={overlong}",
+        f"+reward.reward_kwargs.max_resp_len={MAX_LENGTH}",
+        "algorithm.filter_groups.enable=true",
+        "algorithm.filter_groups.metric=acc",
+        "trainer.val_before_train=false",
+        STEPS=str(STEPS),
+        DATA_DIR=str(data_dir),
+        REWARD_FILE=str(Path(__file__).parent / "recording_reward.py"),
+        RECORD_FILE=str(folder / "rewards.jsonl"),
+    )
+    assert run.returncode == 0, run.output[-4000:]
+    return run
+
+
+@pytest.fixture(scope="module")
+def responses(run):
+    records = [json.loads(line) for line in (run.folder / "rewards.jsonl").read_text().splitlines()]
+    return [record for record in records if record["split"] == "train"]
+
+
+def test_every_group_trained_on_has_a_signal(run):
+    assert [step["step"] for step in run.steps] == list(range(1, STEPS + 1))
+    for step in run.steps:
+        assert step["rpo/groups/no_signal_share_after_shaping"] == 0
+        assert sum(step[f"rpo/groups/{kind}"] for kind in ("full", "prefixed", "refreshed")) == GROUPS
+        assert step["actor/grad_norm"] > 0
+
+
+def test_every_response_is_accounted_for(run, responses):
+    left_out = sum(step["rpo/left_out/groups_total"] for step in run.steps)
+    assert left_out > 0
+    assert len(responses) == GROUP_SIZE * (GROUPS * STEPS + left_out)
+    assert left_out == sum(
+        step.get(f"training/filter_groups/{name}", 0)
+        for step in run.steps
+        for name in ("evicted_samples", "discarded_surplus_samples")
+    )
+    reused = sum(record["start"]["prefix_tokens"] for record in responses)
+    written = sum(len(record["response"]) for record in responses)
+    generated = sum(step["rpo/tokens/generated_total"] + step["rpo/left_out/generated_total"] for step in run.steps)
+    # The reward function sees text, which lacks the EOS that most responses end with.
+    assert written - reused <= generated <= written - reused + len(responses)
+
+
+def test_groups_left_out_teach_the_cache(run, responses):
+    questions = {record["start"]["key"] for record in responses}
+    assert run.steps[-1]["rpo/cache/entries"] <= len(questions) == 8
+    # More than the questions of the first batch are cached after the first step if that step asked more.
+    assert run.steps[0]["rpo/cache/entries"] >= GROUPS
+    assert any(record["start"]["kind"] == "prefixed" for record in responses)
+
+
+def test_the_overlong_penalty_counts_prefix_and_suffix(run):
+    for step in run.steps:
+        length = step["response_length/mean"]
+        penalty = max(0.0, length - EXPECTED_LENGTH) / (MAX_LENGTH - EXPECTED_LENGTH)
+        if step["response_length/min"] >= EXPECTED_LENGTH:
+            correct = step["rpo/reward/correct_share"]
+            assert step["rpo/reward/base_mean"] == pytest.approx(correct - penalty, abs=1e-4)
+    assert any(step["response_length/min"] >= EXPECTED_LENGTH for step in run.steps)

@@ -1,0 +1,84 @@
+"""One run with what else veRL users switch on: RLOO, KL twice, entropy, dynamic batches, several updates per step, an
+asynchronous reward that fails at times, and rows of another agent loop in the same batches.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_recipe
+
+from rpo_verl.core import store
+
+STEPS = 6
+REWARD = Path(__file__).parent / "troublesome_reward.py"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_dir):
+    folder = tmp_path_factory.mktemp("settings")
+    for split in ("train", "val"):
+        rows = pq.read_table(data_dir / f"{split}.parquet").to_pylist()
+        for i, row in enumerate(rows):
+            row["agent_name"] = "tool_agent" if i % 4 == 3 else "single_turn_agent"
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
+    run = run_recipe(
+        folder,
+        "+rpo=enabled",
+        "rpo.rollout.full_rollout_every=0",
+        "rpo.truncation.max_fraction=0.5",
+        "data.shuffle=false",
+        "trainer.val_before_train=false",
+        f"trainer.save_freq={STEPS}",
+        "algorithm.adv_estimator=rloo",
+        "algorithm.use_kl_in_reward=true",
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        "actor_rollout_ref.actor.entropy_coeff=0.001",
+        "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
+        "actor_rollout_ref.actor.use_dynamic_bsz=true",
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.ppo_epochs=2",
+        STEPS=str(STEPS),
+        DATA_DIR=str(folder),
+        REWARD_FILE=str(REWARD),
+        TEST_FREQ=str(STEPS),
+    )
+    assert run.returncode == 0, run.output[-4000:]
+    return run
+
+
+def test_the_run_trains_with_all_of_it(run):
+    assert [step["step"] for step in run.steps] == list(range(1, STEPS + 1))
+    for step in run.steps:
+        assert step["actor/grad_norm"] > 0
+        assert step["actor/kl_loss"] >= 0
+        assert "actor/reward_kl_penalty" in step
+        assert step["actor/entropy"] > 0
+        # With KL and entropy in the loss every row has a gradient.
+        assert step["rpo/update/rows_share"] == 1
+
+
+def test_rows_of_another_agent_loop_train_beside_rpos(run):
+    for step in run.steps:
+        assert step["rpo/groups/passed_through"] == 1
+        own = sum(step[f"rpo/groups/{kind}"] for kind in ("full", "prefixed", "refreshed"))
+        assert own == (2 if step["step"] % 2 else 3)  # question 0 fails, and questions 3 and 7 are the other loop's
+
+
+def test_rewards_keep_their_scale(run):
+    for step in run.steps:
+        assert -2 <= step["rpo/reward/base_mean"] <= 3
+        assert step["rpo/reward/shaped_mean"] <= step["rpo/reward/base_mean"]
+    assert run.steps[-1]["val-core/tiny_reasoner/acc/mean@1"] >= 0
+
+
+def test_what_fails_never_enters_the_cache(run):
+    assert "no reward for question 0" in run.output
+    assert "RPO needs a finite number" in run.output
+    cache, _ = store.load(run.folder / "checkpoints" / f"global_step_{STEPS}" / "rpo")
+    # Not question 0; question 1 only with a wrong answer; not 3 and 7.
+    assert 4 <= len(cache) <= 5
+    assert all(answer.reward in (3.0, -2.0) for _, answer in cache.items())
+    assert all(answer.correct == (answer.reward == 3.0) for _, answer in cache.items())
