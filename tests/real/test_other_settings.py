@@ -64,7 +64,9 @@ def test_rows_of_another_agent_loop_train_beside_rpos(run):
     for step in run.steps:
         assert step["rpo/groups/passed_through"] == 1
         own = sum(step[f"rpo/groups/{kind}"] for kind in ("full", "prefixed", "refreshed"))
-        assert own == (2 if step["step"] % 2 else 3)  # question 0 fails, and questions 3 and 7 are the other loop's
+        # Questions 3 and 7 are the other loop's. Of 0, 1 and 2 the first fails and the second where all its answers are
+        # right.
+        assert own in ((1, 2) if step["step"] % 2 else (3,))
 
 
 def test_rewards_keep_their_scale(run):
