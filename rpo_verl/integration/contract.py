@@ -77,6 +77,8 @@ UPSTREAM_NAMES = (
                  "wrap the user's reward", ("data",)),
     UpstreamName("verl.trainer.ppo.reward", "load_reward_manager", "build the user's reward manager",
                  ("config", "tokenizer")),
+    UpstreamName("verl.trainer.ppo.reward", "resolve_reward_manager_cls", "lay out scores as the user's manager does",
+                 ("config",)),
     UpstreamName("verl.trainer.ppo.core_algos", "register_adv_est", "register the estimator", ("name_or_enum",)),
     UpstreamName("verl.trainer.ppo.core_algos", "get_adv_estimator_fn", "call the user's estimator", ("name_or_enum",)),
     UpstreamName("verl.trainer.ppo.v1.trainer_base", "PPOTrainer._init_tokenizer", "learn where answers end"),

@@ -22,6 +22,15 @@ def verdict(reward: float, reward_extra_info: dict[str, Any], config: DictConfig
     return is_correct(reward, None if accuracy is None else float(accuracy), config)
 
 
+def users_config(config: DictConfig) -> DictConfig:
+    """A copy of veRL's configuration that names the reward manager the user chose, which RPO's wraps."""
+    own = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    with open_dict(own):
+        own.reward.reward_manager.name = config.rpo.upstream.reward_manager
+        own.reward.reward_manager.source = config.rpo.upstream.reward_manager_source
+    return own
+
+
 @register(contract.NAME)
 class WholeResponseRewardManager(RewardManagerBase):
     """Wraps the reward manager that the user configured; the reward itself is passed on unchanged."""
@@ -29,32 +38,28 @@ class WholeResponseRewardManager(RewardManagerBase):
     def __init__(self, config: DictConfig, tokenizer: Any, compute_score: Any, **kwargs: Any) -> None:
         super().__init__(config, tokenizer, compute_score)
         self._options = config.rpo.reward
-        inner = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-        with open_dict(inner):
-            inner.reward.reward_manager.name = config.rpo.upstream.reward_manager
-            inner.reward.reward_manager.source = config.rpo.upstream.reward_manager_source
-        self._inner = load_reward_manager(inner, tokenizer, **kwargs)
+        self._inner = load_reward_manager(users_config(config), tokenizer, **kwargs)
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Reward of one response, prefix and suffix together.
 
         Args:
-            data: one row, `responses` holds prefix ‖ suffix.
+            data: one row, `responses` holds prefix ‖ suffix. Rows of a validation are passed on untouched.
 
         Returns:
-            what the user's manager returned; for training rows `reward_extra_info` gains the verdict `rpo_correct`.
+            what the user's manager returned; `reward_extra_info` gains the verdict `rpo_correct`.
 
         Raises:
             ValueError: if the user's reward is not a finite number; the row's group then fails as veRL fails it.
         """
         result = await self._inner.run_single(data)
-        reward = result["reward_score"]
+        if "rpo_start" not in data.non_tensor_batch:
+            return result
+        reward, info = result["reward_score"], result.get("reward_extra_info", {})
         if reward is None or not math.isfinite(reward):
             raise ValueError(
                 f"the reward function returned {reward!r}; RPO needs a finite number for every response. "
                 f"Reward manager: {self.config.rpo.upstream.reward_manager!r}."
             )
-        if "rpo_start" in data.non_tensor_batch:
-            info = result.get("reward_extra_info", {})
-            result["reward_extra_info"] = {**info, CORRECT: verdict(reward, info, self._options)}
+        result["reward_extra_info"] = {**info, CORRECT: verdict(reward, info, self._options)}
         return result

@@ -11,6 +11,7 @@ import torch
 import transfer_queue as tq
 from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.reward import resolve_reward_manager_cls
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.fs import copy_to_local
@@ -24,6 +25,7 @@ from rpo_verl.integration.group_filter import watch_groups
 from rpo_verl.integration.groups import Groups, Updates, offer_to_cache, read_groups
 from rpo_verl.integration.metrics import LeftOut, batch_metrics
 from rpo_verl.integration.questions import Questions, read_end_ids, read_model_type
+from rpo_verl.integration.reward import users_config
 from rpo_verl.integration.settings import is_enabled, take_over
 from rpo_verl.integration.update import leave_out_rows_without_signal, mini_batch_size
 
@@ -75,6 +77,8 @@ class PartialRolloutTrainer:
         missing = contract.unregistered_components()
         if missing:
             raise contract.plugin_not_loaded("the TaskRunner", f"not registered there: {', '.join(missing)}")
+        # veRL asks the class of the manager how to lay out the scores of a colocated reward model.
+        self.reward_loop_manager.reward_manager_cls = resolve_reward_manager_cls(users_config(self.config))
         agent_loop_manager.connect(self.rpo, lambda messages: self._questions.key(self._questions.ids(messages)))
         super().fit(agent_loop_manager)
 
