@@ -8,7 +8,7 @@ BIN := .venv/bin
 ARGS ?=
 VERL ?= 0.9.1
 
-.PHONY: demo demo-dapo test bench-cache crash-test contract setup lint lock pretrain clean
+.PHONY: demo demo-dapo test bench-cache bench-data-path crash-test contract setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python examples/tiny_reasoner/demo.py $(ARGS)
@@ -23,6 +23,9 @@ test: setup  ## every test, real runs included
 
 bench-cache: setup  ## what the experience cache costs: table and runs/bench/cache.json
 	$(BIN)/python tests/bench/cache.py
+
+bench-data-path: setup  ## what prefixes cost on their way through a step: table and runs/bench/data_path.json
+	VERL_PLATFORM=cpu $(BIN)/python -W ignore tests/bench/data_path.py
 
 crash-test: setup  ## kill a training 20 times at random moments
 	$(BIN)/python tests/crash/kill_and_resume.py $(ARGS)

@@ -13,7 +13,7 @@ from rpo_verl.core.cache import CachedAnswer
 from rpo_verl.core.replay import Kind, PartialRollouts
 from rpo_verl.core.shaping import shape_group
 from rpo_verl.integration import contract
-from rpo_verl.integration.reward import CORRECT, verdict
+from rpo_verl.integration.reward import CORRECT, REWARD, verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,32 +143,36 @@ def offer_to_cache(
 def _read_rows(
     keys: Sequence[str], tags: Sequence[Mapping[str, Any]], partition_id: str, options: RewardConfig
 ) -> list[Row | None]:
-    data = tq.kv_batch_get(
-        keys=list(keys), partition_id=partition_id, select_fields=["uid", "rm_scores", "extra_fields"]
-    )
-    rewards = data["rm_scores"].to_padded_tensor(0.0).sum(dim=-1).tolist()
+    data = tq.kv_batch_get(keys=list(keys), partition_id=partition_id, select_fields=["uid", "extra_fields"])
     # list() because the queue returns non-tensor fields in containers that differ with their content.
     uids, extra_fields = list(data["uid"]), list(data["extra_fields"])
-    rows: list[Row | None] = []
-    for uid, tag, extra, reward in zip(uids, tags, extra_fields, rewards, strict=True):
-        start = extra.get("rpo")
-        if start is None or tag.get("is_padding", False):
-            rows.append(None)
-            continue
-        info = extra.get("reward_extra_info") or {}
-        correct = info[CORRECT] if CORRECT in info else verdict(reward, info, options)
-        rows.append(
-            Row(
-                group=uid,
-                key=start["key"],
-                kind=start["kind"],
-                prefix_tokens=start["prefix_tokens"],
-                dropped=start["dropped"],
-                capped=start["capped"],
-                response_tokens=tag["response_len"],
-                oldest_policy=tag["min_global_steps"],
-                reward=reward,
-                correct=bool(correct),
-            )
+    own = [i for i, extra in enumerate(extra_fields) if extra.get("rpo") and not tags[i].get("is_padding", False)]
+    info = {i: extra_fields[i].get("reward_extra_info") or {} for i in own}
+    # A colocated reward model scores whole batches, behind the back of the reward manager.
+    scored_late = [i for i in own if REWARD not in info[i]]
+    rewards = {i: info[i][REWARD] for i in own if REWARD in info[i]} | _scores(keys, scored_late, partition_id)
+    rows: list[Row | None] = [None] * len(keys)
+    for i in own:
+        start = extra_fields[i]["rpo"]
+        correct = info[i][CORRECT] if CORRECT in info[i] else verdict(rewards[i], info[i], options)
+        rows[i] = Row(
+            group=uids[i],
+            key=start["key"],
+            kind=start["kind"],
+            prefix_tokens=start["prefix_tokens"],
+            dropped=start["dropped"],
+            capped=start["capped"],
+            response_tokens=tags[i]["response_len"],
+            oldest_policy=tags[i]["min_global_steps"],
+            reward=rewards[i],
+            correct=bool(correct),
         )
     return rows
+
+
+def _scores(keys: Sequence[str], indices: list[int], partition_id: str) -> dict[int, float]:
+    """Rewards of some of the rows, from veRL's scores of single tokens."""
+    if not indices:
+        return {}
+    data = tq.kv_batch_get(keys=[keys[i] for i in indices], partition_id=partition_id, select_fields=["rm_scores"])
+    return dict(zip(indices, (float(scores.sum()) for scores in data["rm_scores"].unbind()), strict=True))

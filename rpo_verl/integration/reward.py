@@ -12,8 +12,8 @@ from verl.trainer.ppo.reward import load_reward_manager
 from rpo_verl.core.shaping import is_correct
 from rpo_verl.integration import contract
 
-#: Key of the verdict in veRL's `reward_extra_info`, from where the trainer hands it to the estimator.
-CORRECT = "rpo_correct"
+#: Keys in veRL's `reward_extra_info` that tell the trainer verdict and reward, so that it need not fetch token scores.
+CORRECT, REWARD = "rpo_correct", "rpo_reward"
 
 
 def verdict(reward: float, reward_extra_info: dict[str, Any], config: DictConfig) -> bool:
@@ -47,7 +47,7 @@ class WholeResponseRewardManager(RewardManagerBase):
             data: one row, `responses` holds prefix ‖ suffix. Rows of a validation are passed on untouched.
 
         Returns:
-            what the user's manager returned; `reward_extra_info` gains the verdict `rpo_correct`.
+            what the user's manager returned; `reward_extra_info` gains the verdict `rpo_correct` and `rpo_reward`.
 
         Raises:
             ValueError: if the user's reward is not a finite number; the row's group then fails as veRL fails it.
@@ -61,5 +61,9 @@ class WholeResponseRewardManager(RewardManagerBase):
                 f"the reward function returned {reward!r}; RPO needs a finite number for every response. "
                 f"Reward manager: {self.config.rpo.upstream.reward_manager!r}."
             )
-        result["reward_extra_info"] = {**info, CORRECT: verdict(reward, info, self._options)}
+        result["reward_extra_info"] = {
+            **info,
+            CORRECT: verdict(reward, info, self._options),
+            REWARD: float(reward),
+        }
         return result

@@ -126,7 +126,9 @@ def test_extra_keys_pass_through(asynchronous, tokenizer, tmp_path):
     path.write_text(f"{keyword} mine(**kwargs):\n    return {{'score': -2.5, 'acc': 0.0, 'format': 'bad'}}\n")
     result = score(configure(reward="mine", reward_file=path), tokenizer)
     assert result["reward_score"] == -2.5
-    assert result["reward_extra_info"] == {"score": -2.5, "acc": 0.0, "format": "bad", "rpo_correct": False}
+    assert result["reward_extra_info"] == {
+        "score": -2.5, "acc": 0.0, "format": "bad", "rpo_correct": False, "rpo_reward": -2.5
+    }  # fmt: skip
 
 
 def test_validation_is_left_to_verl(tokenizer, tmp_path):
