@@ -15,24 +15,25 @@ class LeftOut:
     """What finished groups cost that RPO started and veRL left out of the batch."""
 
     def __init__(self) -> None:
-        self._groups = self._tokens = self._dropped = 0
+        self._counts: Counter[str] = Counter()
 
     def add(self, groups: Groups, updates: Updates) -> None:
         """Count groups and what the cache did with them."""
-        own = [row for row in groups.rows if row is not None]
-        self._groups += len(groups.members)
-        self._tokens += sum(row.response_tokens - row.prefix_tokens for row in own)
-        self._dropped += updates.dropped
+        own = (row for row in groups.rows if row is not None)
+        self._counts.update(
+            groups=len(groups.members),
+            tokens=sum(row.response_tokens - row.prefix_tokens for row in own),
+            dropped=updates.dropped,
+        )
 
     def pop(self) -> dict[str, int]:
         """The metrics since the last call."""
-        metrics = {
-            "rpo/left_out/groups_total": self._groups,
-            "rpo/left_out/generated_total": self._tokens,
-            "rpo/left_out/dropped_answers_total": self._dropped,
+        counts, self._counts = self._counts, Counter()
+        return {
+            "rpo/left_out/groups_total": counts["groups"],
+            "rpo/left_out/generated_total": counts["tokens"],
+            "rpo/left_out/dropped_answers_total": counts["dropped"],
         }
-        self.__init__()
-        return metrics
 
 
 def batch_metrics(groups: Groups, updates: Updates) -> dict[str, Any]:
