@@ -28,6 +28,9 @@ class Row:
     capped: bool
     response_tokens: int
     oldest_policy: int
+    source_step: int
+    """Step whose policy wrote the prefix; -1 without one."""
+
     reward: float
     correct: bool
 
@@ -164,6 +167,7 @@ def _read_rows(
             capped=start["capped"],
             response_tokens=tags[i]["response_len"],
             oldest_policy=tags[i]["min_global_steps"],
+            source_step=start["source_step"],
             reward=rewards[i],
             correct=bool(correct),
         )

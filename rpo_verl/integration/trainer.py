@@ -14,6 +14,7 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.reward import resolve_reward_manager_cls
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+from verl.utils.debug import marked_timer
 from verl.utils.fs import copy_to_local
 from verl.utils.tensordict_utils import get_tensordict
 
@@ -21,6 +22,7 @@ from rpo_verl.core import store
 from rpo_verl.core.replay import PartialRollouts
 from rpo_verl.integration import contract
 from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix, final_rows
+from rpo_verl.integration.dump import as_columns, dump_records
 from rpo_verl.integration.group_filter import watch_groups
 from rpo_verl.integration.groups import Groups, Updates, offer_to_cache, read_groups
 from rpo_verl.integration.metrics import LeftOut, batch_metrics
@@ -48,6 +50,7 @@ class PartialRolloutTrainer:
         contract.require_upstream_names()
         self.rpo_options = take_over(config)
         self.rpo = PartialRollouts(self.rpo_options, config.data.max_response_length)
+        self._records: dict[str, dict[str, Any]] = {}
         super().__init__(config=config)
 
     def _init_tokenizer(self) -> None:
@@ -86,7 +89,8 @@ class PartialRolloutTrainer:
         """Save the cache first: once veRL's tracker file names a checkpoint, its cache is there."""
         checkpoints = Path(self.config.trainer.default_local_dir).resolve()
         folder = checkpoints / f"global_step_{self.global_steps}" / STORE
-        store.save(self.rpo.cache, folder, self._questions.identity, self.global_steps)
+        with marked_timer("rpo_cache_save", self.timing_raw):
+            store.save(self.rpo.cache, folder, self._questions.identity, self.global_steps)
         super()._save_checkpoint()
         for old in checkpoints.glob(f"global_step_*/{STORE}"):
             # veRL deletes the actor of a checkpoint it no longer keeps.
@@ -147,9 +151,20 @@ class PartialRolloutTrainer:
         metrics.update(self.rpo.cache.metrics(self.global_steps))
         metrics.update(self.agent_loop_manager.pop_metrics())
         metrics["timing_s/rpo_cache_update"] = time.perf_counter() - started
+        if self.config.trainer.get("rollout_data_dir"):
+            self._records |= dump_records(groups, self.global_steps, self.tokenizer)
         if self.rpo_options.loss.prefix_in_loss:
             self._extend_loss_to_prefix(batch)
         return batch
+
+    def _dump_generations(
+        self, *, reward_extra_infos_dict: dict[str, list[Any]], dump_path: str, **kwargs: Any
+    ) -> None:
+        """Dump the rollouts of a step with what RPO knows of them; those of a validation as they are."""
+        if dump_path == self.config.trainer.get("rollout_data_dir"):
+            reward_extra_infos_dict |= as_columns(reward_extra_infos_dict["uid"], self._records)
+            self._records = {}
+        super()._dump_generations(reward_extra_infos_dict=reward_extra_infos_dict, dump_path=dump_path, **kwargs)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Update on the rows that have an advantage; returns the whole batch, for veRL's metrics."""

@@ -21,6 +21,8 @@ def run(tmp_path_factory, data_dir, wheel_dir):
         "rpo.truncation.max_fraction=0.5",
         "data.shuffle=false",
         "trainer.val_before_train=false",
+        f"trainer.rollout_data_dir={folder / 'rollouts'}",
+        f"trainer.validation_data_dir={folder / 'validation'}",
         STEPS=str(STEPS),
         TEST_FREQ=str(STEPS),
         DATA_DIR=str(data_dir),
@@ -136,6 +138,33 @@ def test_times_of_rpos_own_parts_are_reported(run):
 def test_the_wheel_was_used(run, wheel_dir):
     assert (wheel_dir / "rpo_verl" / "hydra_configs" / "rpo" / "enabled.yaml").exists()
     assert "rpo_verl: the plug-in" not in run.output
+
+
+def test_dumped_rollouts_show_prefix_and_rewards(run):
+    for step in run.steps:
+        lines = (run.folder / "rollouts" / f"{step['step']}.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        assert len(records) == 16
+        for record in records:
+            assert record["output"].startswith(record["rpo_prefix_text"])
+            assert len(record["rpo_prefix_text"]) == record["rpo_prefix_tokens"]  # a token is a character here
+            assert (record["rpo_kind"] == "prefixed") == (record["rpo_prefix_tokens"] > 0)
+            assert record["rpo_base_reward"] == record["score"]
+            assert record["rpo_shaped_reward"] <= record["score"]
+            if record["rpo_prefix_tokens"]:
+                assert record["rpo_age"] == step["step"] - record["rpo_source_step"] > 0
+                assert record["rpo_dropped"] >= 1
+        mean = sum(record["rpo_shaped_reward"] for record in records) / 16
+        assert step["rpo/reward/shaped_mean"] == pytest.approx(mean)
+        by_question = defaultdict(list)
+        for record in records:
+            by_question[record["input"]].append(record)
+        for group in by_question.values():
+            ranked = sorted(group, key=lambda record: record["rpo_shaped_reward"])
+            advantages = [record["rpo_advantage"] for record in ranked if record["rpo_advantage"] is not None]
+            assert advantages == sorted(advantages)
+    (path,) = (run.folder / "validation").glob("*.jsonl")
+    assert not any("rpo_kind" in json.loads(line) for line in path.read_text().splitlines())
 
 
 def test_the_demos_summary_reads_this_run(run):
