@@ -44,7 +44,7 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
             if components:
                 raise contract.plugin_not_loaded(name, f"not registered there: {', '.join(components)}")
         self._rollouts, self._question_key = rollouts, question_key
-        self.passed_through, self.seconds = 0, 0.0
+        self._reset_metrics()
         self._asked: Counter[int] = Counter()
 
     def generate_sequences(self, prompts: TensorDict) -> None:
@@ -63,10 +63,17 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
         super().generate_sequences(prompts)
 
     def pop_metrics(self) -> dict[str, float]:
-        """Seconds spent on injection and questions passed through since the last call."""
-        metrics = {"timing_s/rpo_injection": self.seconds, "rpo/groups/passed_through": self.passed_through}
-        self.passed_through, self.seconds = 0, 0.0
+        """Seconds spent on injection, look-ups apart, and questions passed through since the last call."""
+        metrics = {
+            "timing_s/rpo_injection": self.seconds,
+            "timing_s/rpo_look_up": self.look_up_seconds,
+            "rpo/groups/passed_through": self.passed_through,
+        }
+        self._reset_metrics()
         return metrics
+
+    def _reset_metrics(self) -> None:
+        self.passed_through, self.seconds, self.look_up_seconds = 0, 0.0, 0.0
 
     def _inject(self, prompts: TensorDict) -> None:
         step = int(prompts["global_steps"])
@@ -81,7 +88,9 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
             if names[i] == contract.SINGLE_TURN and _is_text_only(messages[i]):
                 self._asked[step] += 1
                 asked = self._asked[step] / batch if filtering else 1.0
-                starts[i] = Shipment(self._rollouts.plan(self._question_key(messages[i]), step, asked))
+                key, started = self._question_key(messages[i]), time.perf_counter()
+                starts[i] = Shipment(self._rollouts.plan(key, step, asked))
+                self.look_up_seconds += time.perf_counter() - started
                 names[i] = contract.NAME
         self.passed_through += Counter(start is None for start in starts)[True]
         prompts["agent_name"] = NonTensorStack(*names)

@@ -70,6 +70,7 @@ def batch_metrics(groups: Groups, updates: Updates) -> dict[str, Any]:
         "rpo/groups/no_signal_share_after_shaping": float(np.mean(shaped_flat)),
         "rpo/suffix/capped_share": float(np.mean([row.capped for row in own])),
         "rpo/cache/greedy_updates_total": updates.greedy,
+        "rpo/cache/exploratory_updates_total": len(members_of) - updates.greedy,
         "rpo/cache/stored_updates_total": updates.stored,
         "rpo/cache/dropped_total": updates.dropped,
     }

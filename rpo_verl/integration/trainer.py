@@ -180,6 +180,16 @@ class PartialRolloutTrainer:
             super()._update_actor(smaller, metrics=metrics)
         return batch
 
+    def _compute_metrics(
+        self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Next to veRL's throughput, which counts reused tokens, one that counts generated ones."""
+        super()._compute_metrics(batch, metrics, timing_raw, **kwargs)
+        responses = sum(tag["response_len"] for tag in batch.tags if not tag.get("is_padding", False))
+        generated = responses - metrics.get("rpo/tokens/reused_total", 0) + metrics["rpo/left_out/generated_total"]
+        seconds = timing_raw["step"] * self._get_n_gpus_for_throughput()
+        metrics["rpo/perf/generated_throughput"] = generated / seconds
+
     def _offer_to_cache(self, groups: Groups) -> Updates:
         return offer_to_cache(groups, self.rpo, self.global_steps, self._questions.key, self._end_ids)
 

@@ -1,10 +1,11 @@
 """RPO through the real veRL, from the wheel: one run, many assertions."""
 
 import json
+import re
 from collections import defaultdict
 
 import pytest
-from conftest import run_recipe
+from conftest import ROOT, run_recipe
 
 STEPS = 6
 EPOCH = 2  # steps until every one of the 8 questions has been met
@@ -21,6 +22,7 @@ def run(tmp_path_factory, data_dir, wheel_dir):
         "rpo.truncation.max_fraction=0.5",
         "data.shuffle=false",
         "trainer.val_before_train=false",
+        f"trainer.save_freq={STEPS}",
         f"trainer.rollout_data_dir={folder / 'rollouts'}",
         f"trainer.validation_data_dir={folder / 'validation'}",
         STEPS=str(STEPS),
@@ -138,6 +140,20 @@ def test_times_of_rpos_own_parts_are_reported(run):
 def test_the_wheel_was_used(run, wheel_dir):
     assert (wheel_dir / "rpo_verl" / "hydra_configs" / "rpo" / "enabled.yaml").exists()
     assert "rpo_verl: the plug-in" not in run.output
+
+
+def test_every_metric_is_documented_and_every_documented_one_logged(run):
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    logged = {name for step in run.steps for name in step if re.match(r"rpo/|timing_s/rpo", name)}
+    assert logged == documented
+
+
+def test_throughput_counts_generated_tokens(run):
+    for step in run.steps:
+        honest = step["perf/throughput"] * step["rpo/tokens/generated_total"] / step["perf/total_num_tokens"]
+        assert step["rpo/perf/generated_throughput"] == pytest.approx(honest, rel=1e-6)
 
 
 def test_dumped_rollouts_show_prefix_and_rewards(run):
