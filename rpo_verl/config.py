@@ -91,7 +91,7 @@ class CacheConfig:
     keep_correct: bool = True
     """A correct cached answer is never replaced by a wrong response."""
 
-    max_failures: int | None = 2
+    max_failures: int | None = 1
     """An answer from whose prefixes so many groups in a row failed altogether is dropped, so that the question gets a
     full rollout next time; at least 1. Null: it is kept for ever."""
 

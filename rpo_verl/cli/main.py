@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,3 +35,27 @@ def doctor(
             console.print(Text.assemble(mark, f"{finding.check}: ", details), soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN…",
+            help="Metrics of a run: a JSON-lines file of veRL's file logger, tensorboard event files, or a folder that "
+            "holds them; or LABEL=PATH. Runs of one label are seeds of one experiment.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Page to write; pictures go beside it.")] = Path("report.html"),
+) -> None:
+    """Compare runs, with and without RPO, on one self-contained HTML page and in PNG files."""
+    from rpo_verl.report.page import write_report
+    from rpo_verl.report.runs import RunError, load_run
+
+    try:
+        loaded = [load_run(run) for run in runs]
+    except RunError as error:
+        raise cache.fail(str(error)) from error
+    for path in write_report(loaded, out):
+        typer.echo(path)

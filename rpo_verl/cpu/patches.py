@@ -6,6 +6,9 @@ Each docstring names the upstream behaviour, why it fails here, and when the pat
 
 import importlib.metadata
 import os
+from types import ModuleType
+
+import wrapt
 
 
 def use_the_cuda_fsdp_engine() -> None:
@@ -15,6 +18,20 @@ def use_the_cuda_fsdp_engine() -> None:
     Goes when veRL registers the FSDP engine for `cpu`.
     """
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
+
+
+def leave_the_reference_unpinned() -> None:
+    """Let the reference model's FSDP2 offload policy do without pinned memory.
+
+    veRL offloads every forward-only model with `CPUOffloadPolicy(pin_memory=True)`; pinning is for copies to an
+    accelerator, and torch refuses it where there is none. Goes when veRL asks the platform.
+    """
+
+    def unpin(engine: ModuleType) -> None:
+        policy = engine.CPUOffloadPolicy
+        engine.CPUOffloadPolicy = lambda pin_memory=True: policy(pin_memory=False)
+
+    wrapt.register_post_import_hook(unpin, "verl.workers.engine.fsdp.transformer_impl")
 
 
 def default_process_group_to_gloo() -> None:
@@ -72,6 +89,7 @@ def keep_vllm_weights_unpacked() -> None:
 def apply_to_verl() -> None:
     """All that a process importing veRL needs; called by `rpo_verl.plugin` under `VERL_PLATFORM=cpu`."""
     use_the_cuda_fsdp_engine()
+    leave_the_reference_unpinned()
     default_process_group_to_gloo()
     answer_for_the_vllm_distribution()
 

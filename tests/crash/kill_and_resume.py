@@ -79,7 +79,9 @@ def main() -> None:
             "PYTHON": sys.executable, "RUN_DIR": str(out), "DATA_DIR": str(out / "data"), "STEPS": "100000",
             "VERL_FILE_LOGGER_PATH": str(metrics), "CRASH_TEST": mark, "LEARNING_RATE_SCHEDULE": "constant",
         }  # fmt: skip
-        overrides = ["+rpo=enabled", "trainer.save_freq=1", "trainer.resume_mode=auto"]
+        # Nothing may leave the cache but by a crash.
+        overrides = ["+rpo=enabled", "rpo.cache.max_failures=null"]
+        overrides += ["trainer.save_freq=1", "trainer.resume_mode=auto"]
         overrides += ["trainer.val_before_train=false", "trainer.max_actor_ckpt_to_keep=2"]
         with (out / f"verl_{kill:02d}.log").open("w") as log:
             process = subprocess.Popen(

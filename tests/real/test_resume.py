@@ -11,6 +11,7 @@ from rpo_verl.core import store
 SETTINGS = (
     "+rpo=enabled",
     "rpo.rollout.full_rollout_every=5",
+    "rpo.cache.max_failures=2",
     "actor_rollout_ref.rollout.top_k=1",
     "actor_rollout_ref.actor.entropy_coeff=0.01",
     "trainer.val_before_train=false",

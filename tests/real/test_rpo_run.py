@@ -19,6 +19,7 @@ def run(tmp_path_factory, data_dir, wheel_dir):
         "+rpo=enabled",
         "rpo.rollout.full_rollout_every=5",
         "rpo.cache.greedy_prob=0.5",
+        "rpo.cache.max_failures=2",
         "rpo.truncation.max_fraction=0.5",
         "data.shuffle=false",
         "trainer.val_before_train=false",

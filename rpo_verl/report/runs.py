@@ -1,0 +1,131 @@
+"""Runs as veRL's loggers left them: the file logger's JSON lines or tensorboard's event files, and Hydra's settings."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+class RunError(ValueError):
+    """Something that is no run; the message names it and says what is expected."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    label: str
+    """Runs of one label are the same experiment with different seeds."""
+
+    path: Path
+    steps: dict[int, dict[str, float]]
+    """Step → metric → value, in the order of the steps. Step 0 is the validation before training."""
+
+    settings: dict[str, Any]
+    """Dotted keys of the configuration; empty where no `.hydra/config.yaml` was found."""
+
+
+def load_run(argument: str) -> Run:
+    """Read a run given as `PATH` or `LABEL=PATH`.
+
+    Args:
+        argument: the path is that of a JSON-lines file, or a folder that holds one, or tensorboard event files,
+            itself or below. Without a label the run is called after the path.
+
+    Raises:
+        RunError: if there is nothing to read there, or more than one run.
+    """
+    label, separator, path_text = argument.partition("=")
+    path = Path(path_text if separator else argument).expanduser()
+    if not path.exists():
+        raise RunError(f"{path} does not exist")
+    steps = _read_json_lines(path) if path.is_file() and not _is_event_file(path) else _read_folder(path)
+    if not any("timing_s/step" in metrics for metrics in steps.values()):
+        raise RunError(f"{path} has no training step (no metric timing_s/step)")
+    name = label if separator else (path.stem if path.is_file() else path.name)
+    return Run(name, path, dict(sorted(steps.items())), _read_settings(path if path.is_dir() else path.parent))
+
+
+def _is_event_file(path: Path) -> bool:
+    return "tfevents" in path.name
+
+
+def _read_folder(path: Path) -> dict[int, dict[str, float]]:
+    if path.is_file():
+        return _read_events(path)
+    # Dumped rollouts are JSON lines too; theirs have no "data".
+    files = [file for file in sorted(path.rglob("*.jsonl")) if _first_record(file).keys() >= {"step", "data"}]
+    events = sorted({file.parent for file in path.rglob("*tfevents*")})
+    found = [*files, *events]
+    if not found:
+        raise RunError(f"{path} holds no metrics: train with file or tensorboard in trainer.logger")
+    if len(files) > 1 or (not files and len(events) > 1):
+        raise RunError(f"{path} holds several runs; name one of them: {', '.join(map(str, found))}")
+    return _read_json_lines(files[0]) if files else _read_events(events[0])
+
+
+def _first_record(path: Path) -> Mapping[str, Any]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        try:
+            record = json.loads(file.readline())
+        except ValueError:
+            return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _read_json_lines(path: Path) -> dict[int, dict[str, float]]:
+    steps: dict[int, dict[str, float]] = {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            step, data = int(record["step"]), dict(record["data"])
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break  # the line that a run in progress, or one that was killed, was writing
+            raise RunError(f"{path}:{number}: not a record of veRL's file logger ({error})") from error
+        numbers = {k: float(v) for k, v in data.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        # A resumed run repeats the steps after its checkpoint: the last record counts.
+        steps[step] = numbers
+    return steps
+
+
+def _read_events(path: Path) -> dict[int, dict[str, float]]:
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError as error:
+        raise RunError(f"{path}: reading event files needs tensorboard (pip install tensorboard)") from error
+    accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+    steps: dict[int, dict[str, float]] = {}
+    for name in accumulator.Tags()["scalars"]:
+        for event in accumulator.Scalars(name):
+            steps.setdefault(event.step, {})[name] = event.value
+    return steps
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    found = sorted(folder.rglob(".hydra/config.yaml"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        return {}
+    return dict(_flatten(OmegaConf.load(found[-1])))
+
+
+def _flatten(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    container = OmegaConf.to_container(section, resolve=False) if isinstance(section, DictConfig) else section
+    for key, value in container.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differing_settings(runs: list[Run]) -> dict[str, list[Any]]:
+    """Key → its value in every run, for the keys whose values are not all the same. Paths of outputs are left out."""
+    keys = sorted(set().union(*(run.settings for run in runs)))
+    values = {key: [run.settings.get(key, "–") for run in runs] for key in keys}
+    return {key: column for key, column in values.items() if len({json.dumps(v, default=str) for v in column}) > 1}

@@ -1,0 +1,115 @@
+"""Two nodes, simulated by Ray on one machine: `make test-nodes`. The same results as one node with two devices; a lost
+node ends the run as veRL ends it, and the last checkpoint and its cache resume.
+"""
+
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+import ray
+from conftest import run_recipe
+from ray.cluster_utils import Cluster
+
+from rpo_verl.core import store
+
+STEPS = 4
+#: Always the most probable token, so that two runs sample the same; the entropy bonus moves the weights.
+SETTINGS = (
+    "+rpo=enabled",
+    "rpo.rollout.full_rollout_every=0",
+    "actor_rollout_ref.rollout.top_k=1",
+    "actor_rollout_ref.actor.entropy_coeff=0.01",
+    "actor_rollout_ref.rollout.agent.num_workers=2",
+    "data.shuffle=false",
+    "trainer.val_before_train=false",
+    "trainer.save_freq=1",
+    "trainer.resume_mode=auto",
+)
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "TQ_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+    "VERL_PLATFORM": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A head and a second node, each with one logical device."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    resources = {"num_cpus": 16, "num_gpus": 1, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=resources)
+    cluster.add_node(num_cpus=16, num_gpus=1)
+    cluster.wait_for_nodes()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def train(folder, data_dir, *overrides, steps=STEPS):
+    return run_recipe(
+        folder, *SETTINGS, *overrides, STEPS=str(steps), DATA_DIR=str(data_dir), LEARNING_RATE_SCHEDULE="constant",
+        OMP_NUM_THREADS="1",
+    )  # fmt: skip
+
+
+def on_two_nodes(cluster):
+    return (
+        f"+ray_kwargs.ray_init.address={cluster.address}",
+        "ray_kwargs.ray_init.num_cpus=null",
+        "ray_kwargs.ray_init.num_gpus=null",
+        "trainer.nnodes=2",
+        "trainer.n_gpus_per_node=1",
+    )
+
+
+def entries(folder, step):
+    cache, _ = store.load(folder / "checkpoints" / f"global_step_{step}" / "rpo")
+    return [(key, answer.tokens.tolist(), answer.step) for key, answer in cache.items()]
+
+
+def test_two_nodes_do_what_one_does(cluster, data_dir, tmp_path):
+    two = train(tmp_path / "two", data_dir, *on_two_nodes(cluster))
+    assert two.returncode == 0, two.output[-4000:]
+    ray.shutdown()
+    cluster.shutdown()
+    one = train(tmp_path / "one", data_dir, "trainer.n_gpus_per_node=2")
+    assert one.returncode == 0, one.output[-4000:]
+    for first, second in zip(one.steps, two.steps, strict=True):
+        for name in ("prefix/length_mean", "tokens/generated_total", "groups/prefixed", "reward/base_mean"):
+            assert first[f"rpo/{name}"] == second[f"rpo/{name}"], (first["step"], name)
+    assert entries(tmp_path / "one", STEPS) == entries(tmp_path / "two", STEPS)
+
+
+def test_a_lost_node_leaves_checkpoint_and_cache(cluster, data_dir, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    tracker = checkpoints / "latest_checkpointed_iteration.txt"
+
+    def lose_a_node():
+        while not (tracker.exists() and tracker.read_text().strip() == "3"):
+            time.sleep(0.05)
+        # In the rollout of step 4 or close to it; with the raylet go all its workers.
+        time.sleep(0.5)
+        (node,) = [node for node in cluster.worker_nodes]
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        for process in [*raylet.children(recursive=True), raylet]:
+            process.send_signal(signal.SIGKILL)
+
+    thread = threading.Thread(target=lose_a_node, daemon=True)
+    thread.start()
+    lost = train(tmp_path, data_dir, *on_two_nodes(cluster), steps=1000)
+    thread.join(1)
+    assert not thread.is_alive()
+    assert lost.returncode != 0
+    saved = int(tracker.read_text())
+    assert saved >= 3
+    held = entries(tmp_path, saved)
+    assert len(held) == 8
+    ray.shutdown()
+    cluster.shutdown()
+    (tmp_path / "metrics.jsonl").unlink()
+    resumed = train(tmp_path, data_dir, "trainer.n_gpus_per_node=2", steps=saved + 1)
+    assert resumed.returncode == 0, resumed.output[-4000:]
+    assert [step["step"] for step in resumed.steps] == [saved + 1]
+    assert resumed.steps[0]["rpo/groups/full"] == 0
