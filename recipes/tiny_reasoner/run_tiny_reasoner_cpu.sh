@@ -71,6 +71,8 @@ TRAINER=(
     trainer.test_freq="$TEST_FREQ"
     trainer.save_freq=-1
     trainer.resume_mode=disable
+    # Where rpo-verl report finds the settings of the run.
+    hydra.run.dir="$RUN_DIR/hydra"
 )
 
 "$PYTHON" -m verl.trainer.main_ppo \
