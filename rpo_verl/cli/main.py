@@ -50,7 +50,10 @@ def report(
     out: Annotated[Path, typer.Option(help="Page to write; pictures go beside it.")] = Path("report.html"),
 ) -> None:
     """Compare runs, with and without RPO, on one self-contained HTML page and in PNG files."""
-    from rpo_verl.report.page import write_report
+    try:
+        from rpo_verl.report.page import write_report
+    except ImportError as error:
+        raise cache.fail(f"the report needs more packages: pip install 'rpo-verl[report]' ({error})") from error
     from rpo_verl.report.runs import RunError, load_run
 
     try:

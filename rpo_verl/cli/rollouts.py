@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,7 +86,8 @@ def _print(record: dict[str, Any]) -> None:
     console.print(Text.assemble((f"{head}  ", "bold"), verdict), soft_wrap=True)
     console.print(Text(record["input"], style="cyan"), soft_wrap=True)
     prefix, output = record.get("rpo_prefix_text") or "", record["output"]
-    boundary = len(prefix) if output.startswith(prefix) else 0
+    # A character that spans the boundary is in neither half alone.
+    boundary = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prefix, output, strict=False)))
     suffix = (output[boundary:], "bold green" if correct else "bold red")
     body = Text.assemble((output[:boundary], "dim"), ("│" if boundary else "", "bold yellow"), suffix)
     console.print(body, soft_wrap=True)

@@ -110,18 +110,20 @@ class PartialRollouts:
         """
         return Choice(*choose_response(shaped, self.config.cache.greedy_prob, self.config.seed, step, key))
 
-    def observe(self, key: bytes, answer: CachedAnswer, solved: bool, from_prefix: bool) -> Outcome:
+    def observe(self, key: bytes, answer: CachedAnswer, solved: bool, prefix_tokens: int) -> Outcome:
         """Update the cache with a finished group (paper, section 3, cache update).
 
         Args:
             key: the question.
             answer: the response of its choice.
             solved: any member of the group was correct.
-            from_prefix: the group started from a cached prefix.
+            prefix_tokens: how many tokens of it are the prefix that its group started from; 0 for a full rollout.
         """
         old = self.cache.get(key)
         failures = 0
-        if from_prefix and old is not None:
+        # The cached answer may be another one by now, where the question was in flight twice.
+        from_prefix = prefix_tokens > 0 and old is not None and _same_head(old, answer, prefix_tokens)
+        if from_prefix:
             failures = 0 if solved else old.failures + 1
             max_failures = self.config.cache.max_failures
             if max_failures is not None and failures >= max_failures:
@@ -129,7 +131,7 @@ class PartialRollouts:
                 return Outcome(stored=False, dropped=True)
         finite = bool(np.isfinite(answer.reward))
         stored = finite and self.cache.put(key, replace(answer, failures=failures))
-        if from_prefix and old is not None and not stored:
+        if from_prefix and not stored:
             self.cache.set_failures(key, failures)
         return Outcome(stored, dropped=False)
 
@@ -145,3 +147,7 @@ class PartialRollouts:
         if rollout.suffix_max_multiple is not None:
             room = min(room, int(np.ceil(rollout.suffix_max_multiple * dropped)))
         return max(1, room)
+
+
+def _same_head(one: CachedAnswer, other: CachedAnswer, tokens: int) -> bool:
+    return np.array_equal(one.tokens[:tokens], other.tokens[:tokens])

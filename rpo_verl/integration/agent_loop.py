@@ -52,6 +52,7 @@ class PrefixAgentLoop(SingleTurnAgentLoop):
         output.extra_fields["rpo"] = {
             "key": start.key,
             "kind": start.kind,
+            "group_size": rpo_start.group_size,
             "prefix_tokens": reused,
             "dropped": start.dropped,
             "source_step": start.source_step,

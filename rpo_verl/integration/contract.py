@@ -38,6 +38,9 @@ class UpstreamName:
     parameters: tuple[str, ...] = ()
     """Parameters RPO relies on, where the name is callable."""
 
+    sets: tuple[str, ...] = ()
+    """Attributes RPO relies on that the name, an `__init__`, gives to its object."""
+
 
 UPSTREAM_NAMES = (
     UpstreamName("verl.trainer.ppo.v1.trainer_base", "TRAINER_REGISTRY", "wrap the registered trainers"),
@@ -63,8 +66,11 @@ UPSTREAM_NAMES = (
                  ("path",)),
     UpstreamName("verl.trainer.ppo.v1.agent_loop_tq", "AgentLoopManagerTQ.generate_sequences", "inject prefixes",
                  ("prompts",)),
-    UpstreamName("verl.trainer.ppo.v1.replay_buffer", "ReplayBuffer.__init__", "shorten the poll interval",
-                 ("poll_interval",)),
+    UpstreamName("verl.trainer.ppo.v1.replay_buffer", "ReplayBuffer.__init__",
+                 "shorten the poll interval, filter by shaped rewards", ("poll_interval",),
+                 ("partitions", "finished_keys", "filter_groups_metric", "_dapo_classification_cache")),
+    UpstreamName("verl.experimental.reward_loop.reward_loop", "RewardLoopManager.__init__",
+                 "lay out scores as the user's manager does", (), ("reward_manager_cls",)),
     UpstreamName("verl.trainer.ppo.v1.replay_buffer", "ReplayBuffer._dapo_filtered_keys", "filter by shaped rewards",
                  ("partition_id",)),
     UpstreamName("verl.trainer.ppo.v1.replay_buffer", "ReplayBuffer._clear_groups", "learn from groups left out",
@@ -128,6 +134,9 @@ def missing_upstream_names() -> list[str]:
             absent = [name for name in upstream.parameters if name not in parameters]
             if absent:
                 problems.append(f"{target} lost the parameters {absent}; used to {upstream.used_for}")
+        absent = [name for name in upstream.sets if name not in inspect.unwrap(found).__code__.co_names]
+        if absent:
+            problems.append(f"{target} no longer sets {absent}; used to {upstream.used_for}")
     return problems
 
 

@@ -23,6 +23,9 @@ class Row:
     group: str
     key: bytes
     kind: Kind
+    group_size: int
+    """How many responses the group was to have; those whose rollout or reward failed are missing."""
+
     prefix_tokens: int
     dropped: int
     capped: bool
@@ -90,6 +93,7 @@ def read_groups(
 class Updates:
     """What the cache did with a number of groups."""
 
+    offered: int = 0
     greedy: int = 0
     stored: int = 0
     dropped: int = 0
@@ -98,7 +102,9 @@ class Updates:
 def offer_to_cache(
     groups: Groups, rollouts: PartialRollouts, step: int, question_key: Callable[[np.ndarray], bytes], end_ids: set[int]
 ) -> Updates:
-    """Let the cache learn from every group; of its responses only the chosen one is fetched from the queue.
+    """Let the cache learn from every complete group; of its responses only the chosen one is fetched from the queue.
+
+    A group of which some responses failed proves nothing about its prefix, and stays out.
 
     Args:
         groups: still in the queue.
@@ -110,13 +116,11 @@ def offer_to_cache(
     Raises:
         ContractError: if veRL rolled out another question than the one that was looked up.
     """
-    if not groups.members:
+    complete = [members for members in groups.members.values() if len(members) >= groups.rows[members[0]].group_size]
+    if not complete:
         return Updates()
-    choices = [
-        rollouts.choose(groups.rows[members[0]].key, step, groups.shaped[members])
-        for members in groups.members.values()
-    ]
-    chosen = [members[choice.member] for members, choice in zip(groups.members.values(), choices, strict=True)]
+    choices = [rollouts.choose(groups.rows[members[0]].key, step, groups.shaped[members]) for members in complete]
+    chosen = [members[choice.member] for members, choice in zip(complete, choices, strict=True)]
     data = tq.kv_batch_get(
         keys=[groups.keys[i] for i in chosen],
         partition_id=groups.partition_id,
@@ -124,7 +128,7 @@ def offer_to_cache(
     )
     outcomes = []
     for members, i, question, response in zip(
-        groups.members.values(), chosen, data["prompts"].unbind(), data["responses"].unbind(), strict=True
+        complete, chosen, data["prompts"].unbind(), data["responses"].unbind(), strict=True
     ):
         row, question, tokens = groups.rows[i], question.numpy().astype(np.int32), response.numpy().astype(np.int32)
         if question_key(question) != row.key:
@@ -135,8 +139,9 @@ def offer_to_cache(
         tokens = tokens[:-1] if len(tokens) and int(tokens[-1]) in end_ids else tokens
         answer = CachedAnswer(tokens, row.correct, row.reward, row.oldest_policy, question)
         solved = any(groups.rows[member].correct for member in members)
-        outcomes.append(rollouts.observe(row.key, answer, solved, row.kind == "prefixed"))
+        outcomes.append(rollouts.observe(row.key, answer, solved, row.prefix_tokens))
     return Updates(
+        offered=len(complete),
         greedy=sum(choice.greedy for choice in choices),
         stored=sum(outcome.stored for outcome in outcomes),
         dropped=sum(outcome.dropped for outcome in outcomes),
@@ -162,6 +167,7 @@ def _read_rows(
             group=uids[i],
             key=start["key"],
             kind=start["kind"],
+            group_size=start["group_size"],
             prefix_tokens=start["prefix_tokens"],
             dropped=start["dropped"],
             capped=start["capped"],

@@ -67,7 +67,7 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
         metrics = {
             "timing_s/rpo_injection": self.seconds,
             "timing_s/rpo_look_up": self.look_up_seconds,
-            "rpo/groups/passed_through": self.passed_through,
+            "rpo/groups/passed_through_total": self.passed_through,
         }
         self._reset_metrics()
         return metrics
@@ -79,8 +79,9 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
         step = int(prompts["global_steps"])
         self._asked = Counter({step: self._asked[step]})
         rows, batch = len(prompts), self.config.data.train_batch_size
-        filtering = self.config.algorithm.filter_groups.enable
+        filtering = (self.config.algorithm.get("filter_groups") or {}).get("enable", False)
         default = self.rollout_config.agent.default_agent_loop
+        sizes = list(prompts["__rollout_n__"]) if "__rollout_n__" in prompts else [self.rollout_config.n] * rows
         names = list(prompts["agent_name"]) if "agent_name" in prompts else [default] * rows
         messages = [list(row) for row in prompts["raw_prompt"]]
         starts = [None] * rows
@@ -89,7 +90,7 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
                 self._asked[step] += 1
                 asked = self._asked[step] / batch if filtering else 1.0
                 key, started = self._question_key(messages[i]), time.perf_counter()
-                starts[i] = Shipment(self._rollouts.plan(key, step, asked))
+                starts[i] = Shipment(self._rollouts.plan(key, step, asked), sizes[i])
                 self.look_up_seconds += time.perf_counter() - started
                 names[i] = contract.NAME
         self.passed_through += Counter(start is None for start in starts)[True]

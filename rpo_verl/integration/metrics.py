@@ -56,9 +56,9 @@ def batch_metrics(groups: Groups, updates: Updates) -> dict[str, Any]:
     shaped_flat = [float(np.ptp(shaped[members])) == 0.0 for members in members_of.values()]
     own_shaped = shaped[[row is not None for row in rows]]
     metrics = {
-        "rpo/groups/full": kinds["full"],
-        "rpo/groups/prefixed": kinds["prefixed"],
-        "rpo/groups/refreshed": kinds["refreshed"],
+        "rpo/groups/full_total": kinds["full"],
+        "rpo/groups/prefixed_total": kinds["prefixed"],
+        "rpo/groups/refreshed_total": kinds["refreshed"],
         "rpo/cache/hit_rate": 1 - kinds["full"] / len(members_of),
         "rpo/tokens/generated_total": int(suffix.sum()),
         "rpo/tokens/reused_total": int(prefix.sum()),
@@ -70,7 +70,7 @@ def batch_metrics(groups: Groups, updates: Updates) -> dict[str, Any]:
         "rpo/groups/no_signal_share_after_shaping": float(np.mean(shaped_flat)),
         "rpo/suffix/capped_share": float(np.mean([row.capped for row in own])),
         "rpo/cache/greedy_updates_total": updates.greedy,
-        "rpo/cache/exploratory_updates_total": len(members_of) - updates.greedy,
+        "rpo/cache/exploratory_updates_total": updates.offered - updates.greedy,
         "rpo/cache/stored_updates_total": updates.stored,
         "rpo/cache/dropped_total": updates.dropped,
     }

@@ -44,16 +44,18 @@ class WholeResponseRewardManager(RewardManagerBase):
         """Reward of one response, prefix and suffix together.
 
         Args:
-            data: one row, `responses` holds prefix ‖ suffix. Rows of a validation are passed on untouched.
+            data: one row, `responses` holds prefix ‖ suffix. Rows that RPO did not start, as those of a validation, are
+                passed on untouched.
 
         Returns:
             what the user's manager returned; `reward_extra_info` gains the verdict `rpo_correct` and `rpo_reward`.
 
         Raises:
-            ValueError: if the user's reward is not a finite number; the row's group then fails as veRL fails it.
+            ValueError: if the user's reward is not a finite number; the response then fails as veRL fails it.
         """
         result = await self._inner.run_single(data)
-        if "rpo_start" not in data.non_tensor_batch:
+        starts = data.non_tensor_batch.get("rpo_start")
+        if starts is None or starts[-1] is None:
             return result
         reward, info = result["reward_score"], result.get("reward_extra_info", {})
         if reward is None or not math.isfinite(reward):

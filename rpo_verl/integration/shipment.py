@@ -17,8 +17,11 @@ class Shipment:
     """
 
     start: Start
+    group_size: int
+    """How many responses the group is to have."""
+
     arrived: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         start = replace(self.start, prefix=np.empty(0, dtype=np.int32)) if self.arrived else self.start
-        return Shipment, (start, True)
+        return Shipment, (start, self.group_size, True)

@@ -69,9 +69,14 @@ class PartialRolloutTrainer:
 
     def _build_replay_buffer(self) -> Any:
         buffer = super()._build_replay_buffer()
-        buffer.poll_interval = self.rpo_options.rollout.poll_interval_s
+        v1, reward_model = self.config.trainer.v1, self.config.reward.reward_model
+        # veRL's switching of idle devices measures idleness by the poll interval.
+        if not (v1.trainer_mode == "separate_async" and v1.separate_async.hybrid_rollout.enable_switch):
+            buffer.poll_interval = self.rpo_options.rollout.poll_interval_s
         self._left_out = LeftOut()
-        if isinstance(buffer, ReplayBuffer):
+        # A colocated reward model scores a batch after it was sampled: what is left out has no reward.
+        scored_late = reward_model.enable and not reward_model.enable_resource_pool
+        if isinstance(buffer, ReplayBuffer) and not scored_late:
             watch_groups(buffer, self.rpo_options.reward, self._learn_from_left_out)
         return buffer
 

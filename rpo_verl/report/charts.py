@@ -22,6 +22,7 @@ PARTS = {
     "saving": ("timing_s/save_checkpoint",),
 }
 REST = "rest"
+LEFT_OUT = ("training/filter_groups/evicted_samples", "training/filter_groups/discarded_surplus_samples")
 
 
 @dataclass(frozen=True)
@@ -53,26 +54,33 @@ class Chart:
     """Run → part → seconds, in place of curves."""
 
 
-def cumulated(run: Run, value: Callable[[Metrics], float]) -> dict[int, float]:
+def cumulated(run: Run, value: Callable[[Run, Metrics], float]) -> dict[int, float]:
     """Step → sum of a value up to and including it."""
     total, sums = 0.0, {}
     for step, metrics in run.steps.items():
-        total += value(metrics)
+        total += value(run, metrics)
         sums[step] = total
     return sums
 
 
-def generated_tokens(metrics: Metrics) -> float:
-    """Tokens that were decoded in a step; without RPO those of all responses in the batch."""
-    if "rpo/tokens/generated_total" in metrics:
-        return metrics["rpo/tokens/generated_total"] + metrics.get("rpo/left_out/generated_total", 0.0)
+def generated_tokens(run: Run, metrics: Metrics) -> float:
+    """Tokens that were decoded in a step, in groups that dynamic sampling left out too.
+
+    Without RPO veRL says how many groups those were, not how long: they count with the mean of the batch, for which
+    its size has to be known from the settings.
+    """
     if "perf/total_num_tokens" not in metrics:
         return 0.0
     prompt, response = metrics["prompt_length/mean"], metrics["response_length/mean"]
-    return metrics["perf/total_num_tokens"] * response / (prompt + response)
+    in_batch = metrics["perf/total_num_tokens"] * response / (prompt + response)
+    if "rpo/tokens/reused_total" in metrics:
+        return in_batch - metrics["rpo/tokens/reused_total"] + metrics.get("rpo/left_out/generated_total", 0.0)
+    groups = run.settings.get("data.train_batch_size")
+    left_out = sum(metrics.get(name, 0.0) for name in LEFT_OUT)
+    return in_batch * (1 + left_out / groups) if groups else in_batch
 
 
-def seconds(metrics: Metrics) -> float:
+def seconds(run: Run, metrics: Metrics) -> float:
     """Time of a step without validation."""
     return metrics.get("timing_s/step", 0.0)
 
@@ -133,7 +141,7 @@ def _accuracy_chart(labels: dict[str, list[Run]], name: str, number: int) -> Cha
         ]
         for axis, x_of in axes.items()
     }
-    _, data_source, *metric = name.split("/")
+    data_source, *metric = name.removeprefix("val-core/").rsplit("/", 2)
     note = "By full rollouts, without a prefix. Time is without validation."
     return Chart(f"accuracy{number}", f"Validation: {data_source}", note, "/".join(metric), views)
 
@@ -198,24 +206,24 @@ def _parts(group: list[Run]) -> dict[str, float]:
 
 
 def totals(runs: list[Run]) -> list[dict[str, float | str | None]]:
-    """One row a run for the table on top of the page."""
+    """One row a run for the table on top of the page; accuracies are means over the validation sets."""
     rows = []
     for run in runs:
-        validated = [
-            (step, metrics[name]) for step, metrics in run.steps.items() for name in metrics if _is_accuracy(name)
-        ]
-        trained = [metrics for metrics in run.steps.values() if "timing_s/step" in metrics]
-        last = max((step for step, _ in validated), default=None)
-        final = [value for step, value in validated if step == last]
+        validated = {
+            step: float(np.mean(values))
+            for step, metrics in run.steps.items()
+            if (values := [value for name, value in metrics.items() if _is_accuracy(name)])
+        }
+        trained = {step: metrics for step, metrics in run.steps.items() if "timing_s/step" in metrics}
         rows.append(
             {
                 "run": run.label,
                 "steps": len(trained),
-                "accuracy at the end": float(np.mean(final)) if final else None,
-                "best accuracy": max((value for _, value in validated), default=None),
-                "generated tokens": sum(map(generated_tokens, trained)),
-                "reused tokens": sum(metrics.get("rpo/tokens/reused_total", 0.0) for metrics in trained),
-                "training time, s": sum(map(seconds, trained)),
+                "accuracy at the end": validated[max(validated)] if validated else None,
+                "best accuracy": max(validated.values(), default=None),
+                "generated tokens": sum(generated_tokens(run, metrics) for metrics in trained.values()),
+                "reused tokens": sum(metrics.get("rpo/tokens/reused_total", 0.0) for metrics in trained.values()),
+                "training time, s": sum(seconds(run, metrics) for metrics in trained.values()),
             }
         )
     return rows

@@ -3,10 +3,11 @@
 import html
 from pathlib import Path
 
+import matplotlib
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from rpo_verl.report.charts import Chart, Line, build_charts, totals
+from rpo_verl.report.charts import LEFT_OUT, Chart, Line, build_charts, totals
 from rpo_verl.report.runs import Run, differing_settings
 
 #: Colour-blind safe (Okabe and Ito).
@@ -60,7 +61,13 @@ def render(runs: list[Run], charts: list[Chart]) -> str:
     """The page; nothing in it is fetched from elsewhere."""
     colours = _colours(runs)
     sections = [_section(chart, colours) for chart in charts]
-    body = [f"<h1>{html.escape(', '.join(colours))}</h1>", _totals_table(runs), *sections, _settings(runs)]
+    body = [
+        f"<h1>{html.escape(', '.join(colours))}</h1>",
+        _totals_table(runs),
+        _cautions(runs),
+        *sections,
+        _settings(runs),
+    ]
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
@@ -92,13 +99,28 @@ def _totals_table(runs: list[Run]) -> str:
     return _table(list(rows[0]), [[show(name, value) for name, value in row.items()] for row in rows])
 
 
+def _cautions(runs: list[Run]) -> str:
+    """What the figures of some runs leave out."""
+    notes = []
+    for run in runs:
+        first = min(step for step, metrics in run.steps.items() if "timing_s/step" in metrics)
+        if first > 1:
+            notes.append(f"{run.path} begins with step {first}: veRL's file logger begins anew when a run resumes.")
+        filtered = any(metrics.get(name) for metrics in run.steps.values() for name in LEFT_OUT)
+        if filtered and not run.settings and "rpo/tokens/reused_total" not in run.steps[first]:
+            notes.append(
+                f"{run.path}: tokens of groups that dynamic sampling left out are missing, for want of settings."
+            )
+    return "".join(f"<p class=note>{html.escape(note)}</p>" for note in notes)
+
+
 def _settings(runs: list[Run]) -> str:
     head = "<h2>Settings in which the runs differ</h2>"
     without = [str(run.path) for run in runs if not run.settings]
     if without:
         head += (
-            f"<p class=note>No .hydra/config.yaml at or below {html.escape(', '.join(without))}; "
-            "hydra.run.dir says where Hydra writes it.</p>"
+            f"<p class=note>No settings, or those of several runs, with {html.escape(', '.join(without))}; "
+            "give each run a folder of its own, and hydra.run.dir in it.</p>"
         )
     differing = differing_settings([run for run in runs if run.settings])
     if not differing:
@@ -170,8 +192,6 @@ def _band(line: Line) -> tuple[list[float], list[float]]:
 
 
 def _draw(chart: Chart, colours: dict[str, str], out: Path) -> list[Path]:
-    import matplotlib
-
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

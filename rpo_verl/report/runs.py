@@ -39,6 +39,8 @@ def load_run(argument: str) -> Run:
         RunError: if there is nothing to read there, or more than one run.
     """
     label, separator, path_text = argument.partition("=")
+    if Path(argument).expanduser().exists():
+        separator, path_text = "", argument  # a path with an equals sign in it
     path = Path(path_text if separator else argument).expanduser()
     if not path.exists():
         raise RunError(f"{path} does not exist")
@@ -46,7 +48,7 @@ def load_run(argument: str) -> Run:
     if not any("timing_s/step" in metrics for metrics in steps.values()):
         raise RunError(f"{path} has no training step (no metric timing_s/step)")
     name = label if separator else (path.stem if path.is_file() else path.name)
-    return Run(name, path, dict(sorted(steps.items())), _read_settings(path if path.is_dir() else path.parent))
+    return Run(name, path, dict(sorted(steps.items())), _read_settings(path))
 
 
 def _is_event_file(path: Path) -> bool:
@@ -90,7 +92,6 @@ def _read_json_lines(path: Path) -> dict[int, dict[str, float]]:
                 break  # the line that a run in progress, or one that was killed, was writing
             raise RunError(f"{path}:{number}: not a record of veRL's file logger ({error})") from error
         numbers = {k: float(v) for k, v in data.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        # A resumed run repeats the steps after its checkpoint: the last record counts.
         steps[step] = numbers
     return steps
 
@@ -108,11 +109,14 @@ def _read_events(path: Path) -> dict[int, dict[str, float]]:
     return steps
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    found = sorted(folder.rglob(".hydra/config.yaml"), key=lambda file: file.stat().st_mtime)
-    if not found:
-        return {}
-    return dict(_flatten(OmegaConf.load(found[-1])))
+def _read_settings(path: Path) -> dict[str, Any]:
+    """What Hydra wrote for this run; empty where that is missing, or where several runs wrote theirs."""
+    if path.is_dir():
+        found = list(path.rglob(".hydra/config.yaml"))
+    else:
+        beside = (path.parent, path.parent / "hydra", path.with_suffix(""))
+        found = [file for folder in beside if (file := folder / ".hydra" / "config.yaml").exists()]
+    return dict(_flatten(OmegaConf.load(found[0]))) if len(found) == 1 else {}
 
 
 def _flatten(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -125,7 +129,7 @@ def _flatten(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differing_settings(runs: list[Run]) -> dict[str, list[Any]]:
-    """Key → its value in every run, for the keys whose values are not all the same. Paths of outputs are left out."""
+    """Key → its value in every run, for the keys whose values are not all the same."""
     keys = sorted(set().union(*(run.settings for run in runs)))
     values = {key: [run.settings.get(key, "–") for run in runs] for key in keys}
     return {key: column for key, column in values.items() if len({json.dumps(v, default=str) for v in column}) > 1}

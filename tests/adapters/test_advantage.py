@@ -82,7 +82,7 @@ def test_all_wrong_and_all_alike_give_no_signal():
 
 @pytest.mark.parametrize("upstream", sorted(set(map(str, ADV_ESTIMATOR_REGISTRY)) - {"rpo"} - set(UNSUPPORTED)))
 def test_every_outcome_based_estimator_of_verl(upstream):
-    """Behind prefixes: nothing on prefix and padding, better than wrong, and an all-alike group adds nothing."""
+    """Behind prefixes: nothing on prefix and padding, the best response before the worst, and its length counts."""
     rewards, shaped = [1.0, 1.0, 0.0, 0.0], [0.8, 0.5, 0.0, 0.0]
     lengths, prefix = [6, 8, 7, 7], [4, 4, 4, 4]
     config = OmegaConf.create({"norm_adv_by_std_in_grpo": True, "gamma": 1.0, "f_norm": 1.0})

@@ -81,9 +81,13 @@ def cluster():
 
 
 @pytest.mark.parametrize("manager", ["naive", "dapo", "rate_limited", "remote", "gdpo"])
-@pytest.mark.parametrize(("answer", "expected"), [(PREFIX + SUFFIX, 1.0), (PREFIX + "=99;#99", 0.0)])
-def test_verls_managers_see_the_whole_response(manager, answer, expected, tokenizer, cluster):
-    result = score(configure(f"reward.reward_manager.name={manager}"), tokenizer, answer)
+@pytest.mark.parametrize(("answer", "expected"), [(PREFIX + SUFFIX, 1.0), (PREFIX + "=99;#99", 0.0), (SUFFIX, 0.0)])
+def test_verls_managers_see_the_whole_response(manager, answer, expected, tokenizer, cluster, tmp_path):
+    path = tmp_path / "reward.py"
+    path.write_text(
+        f"def compute_score(solution_str, **kwargs):\n    return float(solution_str == {PREFIX + SUFFIX!r})\n"
+    )
+    result = score(configure(f"reward.reward_manager.name={manager}", reward_file=path), tokenizer, answer)
     assert result["reward_score"] == expected
     assert result["reward_extra_info"]["rpo_correct"] is bool(expected)
 

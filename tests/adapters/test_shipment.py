@@ -12,13 +12,15 @@ START = Start(b"k" * 16, "prefixed", np.arange(4096, dtype=np.int32), 10, 12, 3)
 
 
 def test_the_worker_gets_the_whole_start():
-    start = pickle.loads(cloudpickle.dumps(Shipment(START))).start
+    shipment = pickle.loads(cloudpickle.dumps(Shipment(START, 8)))
+    start = shipment.start
+    assert shipment.group_size == 8
     assert np.array_equal(start.prefix, START.prefix)
     assert (start.key, start.kind, start.dropped, start.suffix_max_tokens) == (START.key, "prefixed", 10, 12)
 
 
 def test_nobody_after_the_worker_gets_the_prefix():
-    sent = cloudpickle.dumps(Shipment(START))
+    sent = cloudpickle.dumps(Shipment(START, 8))
     at_the_worker = pickle.loads(sent)
     passed_on = cloudpickle.dumps(at_the_worker)
     assert len(sent) > 4 * 4096 > 20 * len(passed_on)

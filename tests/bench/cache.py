@@ -75,7 +75,8 @@ def measure(entries: int, tokens: int, folder: Path) -> dict[str, float]:
     def update(i: int) -> None:
         for key, question in batches[i]:
             choice = rpo.choose(key, i + 1, shaped)
-            rpo.observe(key, CachedAnswer(fresh[choice.member], True, 1.0, i, question), solved=True, from_prefix=True)
+            answer = CachedAnswer(fresh[choice.member], True, 1.0, i, question)
+            rpo.observe(key, answer, solved=True, prefix_tokens=tokens // 2)
         rpo.cache.evict()
 
     look_up_s, update_s = timed(look_up, 5), timed(update, 5)

@@ -137,7 +137,8 @@ def update(rollouts: PartialRollouts, questions: Questions, batch: TensorDict) -
         for session in range(GROUP):
             length = len(start.prefix) + MAX_DROPPED // 2
             reward = float(session % 2)
-            info = {"key": start.key, "kind": start.kind, "prefix_tokens": len(start.prefix), "dropped": start.dropped}
+            info = {"key": start.key, "kind": start.kind, "group_size": GROUP, "prefix_tokens": len(start.prefix)}
+            info |= {"dropped": start.dropped, "source_step": 0, "capped": False}
             keys.append(f"{i:032x}_{session}_0")
             tags.append({"response_len": length - session, "min_global_steps": 0})
             fields.append(
@@ -146,7 +147,7 @@ def update(rollouts: PartialRollouts, questions: Questions, batch: TensorDict) -
                     "prompts": question,
                     "responses": torch.full((length,), 65),
                     "extra_fields": {
-                        "rpo": {**info, "source_step": 0, "capped": False},
+                        "rpo": info,
                         "reward_extra_info": {"acc": reward, CORRECT: bool(reward), REWARD: reward},
                     },
                 }

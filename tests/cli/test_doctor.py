@@ -12,7 +12,7 @@ from conftest import TINY
 COMMAND = Path(sys.executable).parent / "rpo-verl"
 
 
-def examine(data_dir, *overrides, expect):
+def examine(data_dir, *overrides, expect, platform="cpu"):
     fitting = {
         "data.train_files": f"{data_dir}/train.parquet",
         "data.max_prompt_length": "72",
@@ -22,7 +22,7 @@ def examine(data_dir, *overrides, expect):
     }
     fitting |= dict(override.split("=", 1) for override in overrides)
     command = [str(COMMAND), "doctor", "--json", "+platform=cpu", *(f"{key}={value}" for key, value in fitting.items())]
-    environment = os.environ | {"VERL_PLATFORM": "cpu"}
+    environment = os.environ | {"VERL_PLATFORM": platform}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == expect, done.stdout + done.stderr
     return json.loads(done.stdout)
@@ -45,9 +45,9 @@ def test_a_training_that_would_run(data_dir):
 @pytest.mark.parametrize(
     ("override", "check", "fragment"),
     [
-        ("rpo.reward.lo=7", "configuration", "rpo.reward.lo=7"),
+        ("rpo.reward.lo=7", "configuration", "Could not override 'rpo.reward.lo'"),
         ("+rpo.reward.lo=0", "plug-in", "nothing selects RPO"),
-        ("rpo.no_such_option=1", "configuration", "no_such_option"),
+        ("actor_rollout_ref.rollout.n=1", "configuration", "rollout.n=1"),
         ("+rpo=no_such_group", "configuration", "no_such_group"),
         ("data.max_prompt_length=20", "data", "8 are longer than data.max_prompt_length=20"),
         ("data.train_files=nowhere.parquet", "data", "nowhere.parquet"),
@@ -59,3 +59,16 @@ def test_a_training_that_would_not(data_dir, override, check, fragment):
     found = failures(examine(data_dir, override, expect=1))
     assert list(found) == [check]
     assert fragment in found[check]
+
+
+def test_what_hydra_would_refuse(data_dir):
+    overrides = ["+rpo=enabled", "rpo.reward.lo=7"]
+    assert "rpo.reward.lo=7" in failures(examine(data_dir, *overrides, expect=1))["configuration"]
+    found = failures(examine(data_dir, expect=1, platform="nvidia"))
+    assert "VERL_PLATFORM=cpu" in found["configuration"]
+
+
+def test_questions_that_verl_leaves_out(data_dir):
+    overrides = ["data.max_prompt_length=20", "data.filter_overlong_prompts=true"]
+    details = {finding["check"]: finding["details"] for finding in examine(data_dir, *overrides, expect=0)}
+    assert "8 are longer than data.max_prompt_length=20 and left out" in details["data"]

@@ -8,7 +8,8 @@ from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
 
 from rpo_verl.cli.main import app
-from rpo_verl.report.charts import build_charts, generated_tokens
+from rpo_verl.report.charts import build_charts, generated_tokens, totals
+from rpo_verl.report.page import render
 from rpo_verl.report.runs import RunError, differing_settings, load_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -78,7 +79,7 @@ def test_accuracy_against_time_tokens_and_steps(runs):
     assert rpo.x == pytest.approx([0.0, 0.4 * 4 / 6, 0.8 * 4 / 6, 1.2 * 4 / 6])
     grpo, rpo = views["generated tokens, thousands"]
     assert grpo.x[-1] == pytest.approx(12 * 12.8 * 0.75)
-    assert rpo.x[-1] == pytest.approx(12 * 1.0)  # groups left out included
+    assert rpo.x[-1] == pytest.approx(12 * (9.6 - 8.7 + 0.1))  # groups left out included
 
 
 def test_seeds_have_a_mean_and_a_spread(runs):
@@ -98,7 +99,53 @@ def test_a_run_without_rpo_is_all_suffix(runs):
     views = chart(runs, "lengths").views
     assert [line.name for line in views["prefix"]] == ["rpo"]
     assert [(line.name, line.y[0]) for line in views["suffix"]] == [("grpo", 150.0), ("rpo", 14.0)]
-    assert generated_tokens({}) == 0.0
+    assert generated_tokens(load_run(runs[0]), {}) == 0.0
+
+
+def test_groups_that_dapo_left_out_were_generated_too(tmp_path):
+    run = load_run(str(write_run(tmp_path / "dapo", rpo=False, settings={"data": {"train_batch_size": 8}})))
+    batch = {name: run.steps[1][name] for name in run.steps[1]}
+    assert generated_tokens(run, batch) == pytest.approx(9600)
+    assert generated_tokens(run, batch | {"training/filter_groups/evicted_samples": 4}) == pytest.approx(14400)
+
+
+def test_a_file_has_the_settings_beside_it_and_no_others(tmp_path):
+    for name in ("grpo", "rpo"):
+        folder = write_run(tmp_path / name, rpo=name == "rpo", settings={"data": {"seed": name}})
+        (folder / "metrics.jsonl").rename(tmp_path / f"{name}.jsonl")
+    assert load_run(str(tmp_path / "rpo.jsonl")).settings == {}
+    (tmp_path / "rpo" / "hydra" / ".hydra").rename(tmp_path / "rpo" / ".hydra")
+    assert load_run(str(tmp_path / "rpo.jsonl")).settings == {"data.seed": "rpo"}
+
+
+def test_a_path_with_an_equals_sign(tmp_path):
+    run = load_run(str(write_run(tmp_path / "lr=1e-4", rpo=False)))
+    assert run.label == "lr=1e-4"
+
+
+def test_totals_are_means_over_validation_sets(tmp_path):
+    folder = tmp_path / "two"
+    folder.mkdir()
+    names = ("val-core/a/b/acc/mean@1", "val-core/c/acc/mean@1")
+    values = {1: (0.3, 0.5), 2: (0.2, 0.9), 3: (0.4, 0.4)}
+    lines = [
+        json.dumps({"step": step, "data": {"timing_s/step": 1} | dict(zip(names, pair, strict=True))})
+        for step, pair in values.items()
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    run = load_run(str(folder))
+    (row,) = totals([run])
+    assert (row["accuracy at the end"], row["best accuracy"]) == (pytest.approx(0.4), pytest.approx(0.55))
+    titles = [chart.title for chart in build_charts([run])]
+    assert titles[:2] == ["Validation: a/b", "Validation: c"]
+
+
+def test_a_run_that_resumed_says_where_it_begins(tmp_path):
+    folder = write_run(tmp_path / "resumed", rpo=True)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()[6:]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    run = load_run(str(folder))
+    assert "begins with step 6" in render([run], [])
 
 
 def test_settings_that_differ(runs):

@@ -19,11 +19,11 @@ def rollouts(max_response_length=100, **sections):
     return PartialRollouts(RPOConfig(**sections), max_response_length)
 
 
-def observe(rpo, step, shaped, group, from_prefix):
+def observe(rpo, step, shaped, group, prefix_tokens=0):
     """Choose a response of the group and offer it."""
     choice = rpo.choose(KEY, step, np.array(shaped))
     solved = any(member.correct for member in group)
-    return choice, rpo.observe(KEY, group[choice.member], solved, from_prefix)
+    return choice, rpo.observe(KEY, group[choice.member], solved, prefix_tokens)
 
 
 def test_cold_cache_gives_a_full_rollout_which_seeds_it():
@@ -31,7 +31,7 @@ def test_cold_cache_gives_a_full_rollout_which_seeds_it():
     start = rpo.plan(KEY, 1)
     assert (start.kind, len(start.prefix), start.suffix_max_tokens, start.source_step) == ("full", 0, 100, -1)
     group = [answer(8, correct=False), answer(9, step=0)]
-    choice, outcome = observe(rpo, 1, [0.0, 0.5], group, from_prefix=False)
+    choice, outcome = observe(rpo, 1, [0.0, 0.5], group)
     assert (choice.member, choice.greedy, outcome.stored) == (1, True, True)
     assert rpo.plan(KEY, 2).kind == "prefixed"
 
@@ -125,7 +125,7 @@ def test_keep_correct():
 def test_a_response_without_a_finite_reward_never_enters_the_cache():
     rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
     group = [answer(5, correct=False, reward=float("nan"))]
-    _, outcome = observe(rpo, 1, [np.nan], group, from_prefix=False)
+    _, outcome = observe(rpo, 1, [np.nan], group)
     assert not outcome.stored
     assert rpo.cache.get(KEY) is None
 
@@ -133,7 +133,7 @@ def test_a_response_without_a_finite_reward_never_enters_the_cache():
 def fail_from(rpo, step, correct=False):
     """One group from the cached prefix, all wrong or all right."""
     group = [answer(60, correct=correct, step=step)] * 2
-    return observe(rpo, step, [float(correct)] * 2, group, from_prefix=True)[1]
+    return observe(rpo, step, [float(correct)] * 2, group, prefix_tokens=50)[1]
 
 
 @pytest.mark.parametrize("poisoned", [True, False])
@@ -158,10 +158,17 @@ def test_one_success_ends_a_series_of_failures():
     assert not fail_from(rpo, 3).dropped
 
 
+def test_a_group_that_started_from_another_answer_proves_nothing_about_this_one():
+    rpo = rollouts(cache=CacheConfig(max_failures=1))
+    rpo.cache.put(KEY, CachedAnswer(np.arange(100, 160, dtype=np.int32), True, 1.0, 3))
+    assert not fail_from(rpo, 4).dropped
+    assert rpo.cache.get(KEY).tokens[0] == 100
+
+
 def test_failed_full_rollouts_do_not_count():
     rpo = rollouts(cache=CacheConfig(max_failures=1))
     rpo.cache.put(KEY, answer(60, correct=False))
-    _, outcome = observe(rpo, 1, [0.0], [answer(50, correct=False)], from_prefix=False)
+    _, outcome = observe(rpo, 1, [0.0], [answer(50, correct=False)])
     assert (outcome.dropped, outcome.stored) == (False, True)
 
 

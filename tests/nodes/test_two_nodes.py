@@ -77,7 +77,7 @@ def test_two_nodes_do_what_one_does(cluster, data_dir, tmp_path):
     one = train(tmp_path / "one", data_dir, "trainer.n_gpus_per_node=2")
     assert one.returncode == 0, one.output[-4000:]
     for first, second in zip(one.steps, two.steps, strict=True):
-        for name in ("prefix/length_mean", "tokens/generated_total", "groups/prefixed", "reward/base_mean"):
+        for name in ("prefix/length_mean", "tokens/generated_total", "groups/prefixed_total", "reward/base_mean"):
             assert first[f"rpo/{name}"] == second[f"rpo/{name}"], (first["step"], name)
     assert entries(tmp_path / "one", STEPS) == entries(tmp_path / "two", STEPS)
 
@@ -112,4 +112,4 @@ def test_a_lost_node_leaves_checkpoint_and_cache(cluster, data_dir, tmp_path):
     resumed = train(tmp_path, data_dir, "trainer.n_gpus_per_node=2", steps=saved + 1)
     assert resumed.returncode == 0, resumed.output[-4000:]
     assert [step["step"] for step in resumed.steps] == [saved + 1]
-    assert resumed.steps[0]["rpo/groups/full"] == 0
+    assert resumed.steps[0]["rpo/groups/full_total"] == 0

@@ -73,5 +73,5 @@ def test_training_from_it_has_prefixes_from_the_first_step(built, data_dir, tmp_
         DATA_DIR=str(data_dir),
     )  # fmt: skip
     assert run.returncode == 0, run.output[-4000:]
-    assert run.steps[0]["rpo/groups/prefixed"] == 4
+    assert run.steps[0]["rpo/groups/prefixed_total"] == 4
     assert run.steps[0]["rpo/cache/entries"] == 8

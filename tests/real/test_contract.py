@@ -13,8 +13,11 @@ def test_verl_has_every_name_rpo_uses():
 def test_a_vanished_name_is_listed(monkeypatch):
     gone = contract.UpstreamName("verl.trainer.ppo.core_algos", "no_such_estimator", "test the list")
     lost = contract.UpstreamName("verl.trainer.ppo.core_algos", "register_adv_est", "test the list", ("no_such",))
-    monkeypatch.setattr(contract, "UPSTREAM_NAMES", (gone, lost))
-    first, second = contract.missing_upstream_names()
+    buffer = "verl.trainer.ppo.v1.replay_buffer"
+    unset = contract.UpstreamName(buffer, "ReplayBuffer.__init__", "test the list", (), ("partitions", "no_such"))
+    monkeypatch.setattr(contract, "UPSTREAM_NAMES", (gone, lost, unset))
+    first, second, third = contract.missing_upstream_names()
+    assert "ReplayBuffer.__init__ no longer sets ['no_such']" in third
     assert "core_algos.no_such_estimator is gone" in first
     assert "lost the parameters ['no_such']" in second
 

@@ -46,6 +46,10 @@ def test_the_papers_settings(tmp_path):
         (["+rpo=enabled", "algorithm.adv_estimator=gae"], ["adv_estimator=gae", "critic"]),
         (["+rpo=enabled", "trainer.use_v1=false"], ["use_v1", "V1"]),
         (
+            ["+rpo=enabled", "rpo.loss.prefix_in_loss=true", "algorithm.rollout_correction.bypass_mode=true"],
+            ["bypass_mode=True", "prefix_in_loss=True"],
+        ),
+        (
             ["+rpo=enabled", "actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager"],
             ["agent_loop_manager_class=my.Manager"],
         ),

@@ -62,8 +62,8 @@ def test_the_run_trains_with_all_of_it(run):
 
 def test_rows_of_another_agent_loop_train_beside_rpos(run):
     for step in run.steps:
-        assert step["rpo/groups/passed_through"] == 1
-        own = sum(step[f"rpo/groups/{kind}"] for kind in ("full", "prefixed", "refreshed"))
+        assert step["rpo/groups/passed_through_total"] == 1
+        own = sum(step[f"rpo/groups/{kind}_total"] for kind in ("full", "prefixed", "refreshed"))
         # Questions 3 and 7 are the other loop's. Of 0, 1 and 2 the first fails and the second where all its answers are
         # right.
         assert own in ((1, 2) if step["step"] % 2 else (3,))

@@ -59,11 +59,11 @@ def test_three_and_three_steps_are_six(whole, resumed):
             "prefix/length_mean",
             "prefix/length_min",
             "tokens/reused_total",
-            "groups/prefixed",
+            "groups/prefixed_total",
             "cache/bytes",
         ):
             assert one[f"rpo/{name}"] == other[f"rpo/{name}"], (one["step"], name)
-    assert whole.steps[3]["rpo/groups/prefixed"] == 4
+    assert whole.steps[3]["rpo/groups/prefixed_total"] == 4
     assert len(entries(whole.folder, 6)) == 8
     assert entries(resumed.folder, 6) == entries(whole.folder, 6)
     assert entries(whole.folder, 6) != entries(whole.folder, 3)
@@ -79,8 +79,9 @@ def test_a_cache_goes_with_its_checkpoint(resumed):
 def test_a_missing_cache_is_a_loud_warning_and_a_cold_start(tmp_path, data_dir, whole):
     shutil.copytree(whole.folder / "checkpoints", tmp_path / "checkpoints")
     shutil.rmtree(tmp_path / "checkpoints" / "global_step_6" / "rpo")
-    run = train(tmp_path, data_dir, 7)
+    checkpoint = tmp_path / "checkpoints" / "global_step_6"
+    run = train(tmp_path, data_dir, 7, "trainer.resume_mode=resume_path", f"trainer.resume_from_path={checkpoint}")
     assert run.output.count("NO EXPERIENCE CACHE") == 1
     assert str(tmp_path / "checkpoints" / "global_step_6" / "rpo") in run.output
     assert run.steps[0]["step"] == 7
-    assert run.steps[0]["rpo/groups/full"] == 4
+    assert run.steps[0]["rpo/groups/full_total"] == 4

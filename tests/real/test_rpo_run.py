@@ -51,7 +51,9 @@ def test_all_steps_ran_and_updated_the_weights(run):
 
 
 def test_kinds_of_groups(run):
-    kinds = [tuple(step[f"rpo/groups/{kind}"] for kind in ("full", "prefixed", "refreshed")) for step in run.steps]
+    kinds = [
+        tuple(step[f"rpo/groups/{kind}_total"] for kind in ("full", "prefixed", "refreshed")) for step in run.steps
+    ]
     assert kinds[:EPOCH] == [(4, 0, 0)] * EPOCH
     assert kinds[4] == (0, 0, 4)  # step 5: full_rollout_every
     assert kinds[2] == kinds[3] == kinds[5] == (0, 4, 0)
@@ -59,7 +61,7 @@ def test_kinds_of_groups(run):
     assert [step["rpo/cache/dropped_total"] for step in run.steps[:5]] == [0] * 5
     dropped = run.steps[5]["rpo/cache/dropped_total"]
     assert [step["rpo/cache/entries"] for step in run.steps] == [4, 8, 8, 8, 8, 8 - dropped]
-    assert all(step["rpo/groups/passed_through"] == 0 for step in run.steps)
+    assert all(step["rpo/groups/passed_through_total"] == 0 for step in run.steps)
 
 
 def test_rows_without_signal_are_left_out_of_the_update(run):
@@ -199,7 +201,7 @@ def test_the_demos_summary_reads_this_run(run):
     assert summary["generated_tokens_total"] == sum(step["rpo/tokens/generated_total"] for step in trained)
     assert summary["generated_tokens_per_sample"] == summary["generated_tokens_total"] / (STEPS * 16)
     assert summary["cache_hit_rate"] == pytest.approx(4 / 6)
-    on_hit = [step for step in trained if step["rpo/groups/prefixed"] == 4]
+    on_hit = [step for step in trained if step["rpo/groups/prefixed_total"] == 4]
     generated = sum(step["rpo/tokens/generated_total"] for step in on_hit)
     assert summary["generated_tokens_per_sample_on_hit"] == pytest.approx(generated / (16 * len(on_hit)))
     assert summary["rollout_s_per_step_on_hit"] > 0

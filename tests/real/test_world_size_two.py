@@ -4,11 +4,12 @@ import pytest
 from conftest import run_recipe
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, data_dir):
+@pytest.fixture(scope="module", params=["paper", "enabled"])
+def run(request, tmp_path_factory, data_dir):
     run = run_recipe(
         tmp_path_factory.mktemp("two"),
-        "+rpo=paper",
+        f"+rpo={request.param}",
+        "rpo.rollout.full_rollout_every=0",
         "trainer.n_gpus_per_node=2",
         "actor_rollout_ref.rollout.agent.num_workers=2",
         "data.shuffle=false",
@@ -17,6 +18,8 @@ def run(tmp_path_factory, data_dir):
         STEPS="4",
         DATA_DIR=str(data_dir),
         OMP_NUM_THREADS="1",
+        # Small enough for a rank to do without some of the groups.
+        MICRO_BATCH_SIZE="2",
     )
     assert run.returncode == 0, run.output[-4000:]
     return run
@@ -34,8 +37,16 @@ def test_weights_reach_both_replicas(run):
 
 
 def test_prefixes_are_replayed(run):
-    assert [step["rpo/groups/prefixed"] + step["rpo/groups/refreshed"] for step in run.steps] == [0, 0, 4, 4]
+    hits = [step["rpo/groups/prefixed_total"] + step["rpo/groups/refreshed_total"] for step in run.steps]
+    assert hits == [0, 0, 4, 4]
     assert all(step["rpo/tokens/reused_total"] > 0 for step in run.steps[2:])
+
+
+def test_rows_without_signal_are_left_out_and_the_rest_is_balanced(run):
+    shares = [step["rpo/update/rows_share"] for step in run.steps if "rpo/update/rows_share" in step]
+    if shares:  # with the paper's settings every row counts
+        assert min(shares) < 1
+        assert any("rpo/update_seqlen/balanced_min" in step for step in run.steps)
 
 
 def test_the_papers_settings_put_the_prefix_into_the_loss(run):
