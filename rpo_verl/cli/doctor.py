@@ -166,10 +166,8 @@ def _data(config: DictConfig) -> Iterator[Finding]:
     if not sample:
         return
     path = copy_to_local(model.path)
-    tokenizer = hf_tokenizer(
-        copy_to_local(model.get("tokenizer_path") or model.path),
-        trust_remote_code=model.get("trust_remote_code", False),
-    )
+    trusted = model.get("trust_remote_code", False)
+    tokenizer = hf_tokenizer(copy_to_local(model.get("tokenizer_path") or model.path), trust_remote_code=trusted)
     # One token more than fits, to see which questions are too long.
     questions = Questions(
         path,
