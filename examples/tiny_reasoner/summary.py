@@ -6,8 +6,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rpo_verl.report.charts import LEFT_OUT
+
 VAL_ACCURACY = "val-core/tiny_reasoner/acc/mean@1"
-LEFT_OUT = ("training/filter_groups/evicted_samples", "training/filter_groups/discarded_surplus_samples")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """What would keep a training from running with RPO, found in seconds and without starting Ray."""
 
+import importlib
 import importlib.metadata
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,34 +34,35 @@ def examine(overrides: list[str]) -> list[Finding]:
     """Every check; later ones are left out where an earlier one took away what they need.
 
     Args:
-        overrides: what is passed to `verl.trainer.main_ppo`. RPO is selected if they do not select it.
+        overrides: what is passed to `verl.trainer.main_ppo`. RPO is selected if they say nothing of it.
     """
-    findings = [*_guarded("versions", _versions), *_guarded("plug-in", _discovery)]
+    findings: list[Finding] = []
     config: DictConfig | None = None
+    with _failure_among(findings, "versions"):
+        findings += _versions()
+    with _failure_among(findings, "plug-in"):
+        findings += _discovery()
     if all(finding.ok for finding in findings):
-        try:
+        with _failure_among(findings, "configuration"):
             config = _compose(overrides)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - as in _guarded
-            findings.append(_failed("configuration", error))
-        else:
-            findings += _guarded("configuration", lambda: _settings(config))
-        findings += _guarded("upstream names", _upstream_names)
-    findings += _guarded("machine", _machine)
+            findings += _settings(config)
+        with _failure_among(findings, "upstream names"):
+            findings += _upstream_names()
+    with _failure_among(findings, "machine"):
+        findings += _machine()
     if config is not None:
-        findings += _guarded("data", lambda: _data(config))
+        with _failure_among(findings, "data"):
+            findings += _data(config)
     return findings
 
 
-def _guarded(check: str, run: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """What a check finds; an exception is one more finding."""
+@contextmanager
+def _failure_among(findings: list[Finding], check: str) -> Iterator[None]:
+    """Make an exception one more finding."""
     try:
-        yield from run()
+        yield
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, the user is told and the rest examined
-        yield _failed(check, error)
-
-
-def _failed(check: str, error: BaseException) -> Finding:
-    return Finding(False, check, f"{type(error).__name__}: {error}")
+        findings.append(Finding(False, check, f"{type(error).__name__}: {error}"))
 
 
 def _version(package: str) -> str | None:
@@ -90,8 +93,7 @@ def _discovery() -> Iterator[Finding]:
     yield Finding(
         bool(points), "plug-in", "entry point found" if points else f"no entry point rpo_verl in {sys.executable}"
     )
-    import verl  # noqa: F401 - loads the plug-ins
-
+    importlib.import_module("verl")  # loads the plug-ins
     loaded = "rpo_verl.plugin" in sys.modules
     yield Finding(loaded, "plug-in loaded by veRL", "yes" if loaded else "no; is the entry point that of another veRL?")
 

@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from rpo_verl.cli.cache import errors, fail
+
 app = typer.Typer(no_args_is_help=True, help="Rollouts that a training dumped (trainer.rollout_data_dir).")
 console = Console()
-errors = Console(stderr=True)
 
 
 @app.callback()
@@ -32,10 +33,8 @@ def show(
     count: Annotated[int, typer.Option(min=1, help="How many responses.")] = 8,
 ) -> None:
     """Print responses, the newest step first: prefix dim, suffix bright, right green and wrong red."""
-    lowest, highest = (
-        (-math.inf if min_reward is None else min_reward),
-        (math.inf if max_reward is None else max_reward),
-    )
+    lowest = -math.inf if min_reward is None else min_reward
+    highest = math.inf if max_reward is None else max_reward
     shown = 0
     for record in _records(folder, step):
         if question not in record["input"] or (kind and record.get("rpo_kind") != kind):
@@ -47,18 +46,13 @@ def show(
         if shown == count:
             return
     if not shown:
-        errors.print(Text(f"rpo-verl: no rollout in {folder} passes these filters", style="red"), soft_wrap=True)
-        raise typer.Exit(1)
+        raise fail(f"no rollout in {folder} passes these filters")
 
 
 def _records(folder: Path, steps: list[int] | None) -> Iterator[dict[str, Any]]:
     files = {int(path.stem): path for path in folder.glob("*.jsonl") if path.stem.isdigit()}
     if not files:
-        errors.print(
-            Text(f"rpo-verl: {folder} has no files N.jsonl; train with trainer.rollout_data_dir={folder}", style="red"),
-            soft_wrap=True,
-        )
-        raise typer.Exit(1)
+        raise fail(f"{folder} has no files N.jsonl; train with trainer.rollout_data_dir={folder}")
     for number in sorted(files if steps is None else set(steps) & set(files), reverse=True):
         with files[number].open(encoding="utf-8") as file:
             for line, text in enumerate(file, start=1):
