@@ -120,10 +120,11 @@ class PartialRollouts:
             prefix_tokens: how many tokens of it are the prefix that its group started from; 0 for a full rollout.
         """
         old = self.cache.get(key)
+        if prefix_tokens > 0 and (old is None or not _same_head(old, answer, prefix_tokens)):
+            # In flight, the answer that the group started from was replaced or dropped: the group comes too late.
+            return Outcome(stored=False, dropped=False)
         failures = 0
-        # The cached answer may be another one by now, where the question was in flight twice.
-        from_prefix = prefix_tokens > 0 and old is not None and _same_head(old, answer, prefix_tokens)
-        if from_prefix:
+        if prefix_tokens > 0:
             failures = 0 if solved else old.failures + 1
             max_failures = self.config.cache.max_failures
             if max_failures is not None and failures >= max_failures:
@@ -131,7 +132,7 @@ class PartialRollouts:
                 return Outcome(stored=False, dropped=True)
         finite = bool(np.isfinite(answer.reward))
         stored = finite and self.cache.put(key, replace(answer, failures=failures))
-        if from_prefix and not stored:
+        if prefix_tokens > 0 and not stored:
             self.cache.set_failures(key, failures)
         return Outcome(stored, dropped=False)
 

@@ -65,7 +65,9 @@ def measure(entries: int, tokens: int, folder: Path) -> dict[str, float]:
         rpo.cache.put(key, answer)
     memory = resident() - before
     batches = [[asked[i] for i in rng.integers(0, entries, BATCH)] for _ in range(5)]
-    fresh = [rng.integers(0, 150_000, tokens, dtype=np.int32) for _ in range(GROUP)]
+    half = tokens // 2
+    suffix = rng.integers(0, 150_000, tokens - half, dtype=np.int32)
+    responses = [[np.concatenate([rpo.cache.get(key).tokens[:half], suffix]) for key, _ in batch] for batch in batches]
     shaped = np.linspace(0.5, 1.0, GROUP)
 
     def look_up(i: int) -> None:
@@ -73,10 +75,9 @@ def measure(entries: int, tokens: int, folder: Path) -> dict[str, float]:
             rpo.plan(key, i + 1)
 
     def update(i: int) -> None:
-        for key, question in batches[i]:
-            choice = rpo.choose(key, i + 1, shaped)
-            answer = CachedAnswer(fresh[choice.member], True, 1.0, i, question)
-            rpo.observe(key, answer, solved=True, prefix_tokens=tokens // 2)
+        for (key, question), response in zip(batches[i], responses[i], strict=True):
+            rpo.choose(key, i + 1, shaped)
+            assert rpo.observe(key, CachedAnswer(response, True, 1.0, i, question), True, half).stored
         rpo.cache.evict()
 
     look_up_s, update_s = timed(look_up, 5), timed(update, 5)

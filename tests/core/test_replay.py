@@ -158,11 +158,19 @@ def test_one_success_ends_a_series_of_failures():
     assert not fail_from(rpo, 3).dropped
 
 
-def test_a_group_that_started_from_another_answer_proves_nothing_about_this_one():
+@pytest.mark.parametrize("correct", [True, False])
+def test_a_group_whose_answer_was_replaced_meanwhile_changes_nothing(correct):
     rpo = rollouts(cache=CacheConfig(max_failures=1))
     rpo.cache.put(KEY, CachedAnswer(np.arange(100, 160, dtype=np.int32), True, 1.0, 3))
-    assert not fail_from(rpo, 4).dropped
+    outcome = fail_from(rpo, 4, correct)
+    assert (outcome.stored, outcome.dropped) == (False, False)
     assert rpo.cache.get(KEY).tokens[0] == 100
+
+
+def test_a_group_whose_answer_was_dropped_meanwhile_does_not_bring_it_back():
+    rpo = rollouts(cache=CacheConfig(max_failures=1))
+    assert not fail_from(rpo, 4).stored
+    assert rpo.cache.get(KEY) is None
 
 
 def test_failed_full_rollouts_do_not_count():
