@@ -37,6 +37,8 @@ setup(
         "psutil",
         "pyarrow>=19.0",
         "rich>=13.0",
+        "safetensors",
+        "tqdm>=4.66",
         "typer>=0.15",
         "verl==0.9.1",
         "wrapt>=1.16",

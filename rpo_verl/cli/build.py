@@ -6,12 +6,13 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tqdm import tqdm
 
 from rpo_verl.core import store
 from rpo_verl.core.cache import CachedAnswer, ExperienceCache
@@ -90,10 +91,7 @@ def generate_answers(
     if todo:
         generate = _start_vllm(sampling, questions.max_prompt_length)
         end_ids = read_end_ids(sampling.model, sampling.trust_remote_code, tokenizer)
-        with Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        ) as bar:
-            task = bar.add_task("answers", total=len(cache) + len(todo), completed=len(cache))
+        with tqdm(desc="answers", total=len(cache) + len(todo), initial=len(cache)) as bar:
             for start in range(0, len(todo), batch_size):
                 batch = todo[start : start + batch_size]
                 part = ExperienceCache()
@@ -106,7 +104,7 @@ def generate_answers(
                     part.put(key, answer)
                     cache.put(key, answer)
                 store.save(part, partial / f"part-{len(cache):09d}", questions.identity, step=0)
-                bar.advance(task, len(batch))
+                bar.update(len(batch))
     store.save(cache, out, questions.identity, step=0)
     shutil.rmtree(partial)
     return cache
@@ -147,7 +145,9 @@ def _start_vllm(sampling: Sampling, max_prompt_length: int) -> Callable[[list[li
     )
 
     def generate(prompts: list[list[int]]) -> list[list[int]]:
-        outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], parameters, use_tqdm=False)
+        outputs = engine.generate(
+            [{"prompt_token_ids": ids} for ids in prompts], parameters, use_tqdm=partial(tqdm, leave=False)
+        )
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     return generate

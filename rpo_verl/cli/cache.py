@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
+from tqdm import tqdm
 
-from rpo_verl.cli.exchange import RecordError, parse_record, read_records, write_records
+from rpo_verl.cli.exchange import RecordError, count_records, parse_record, read_records, write_records
 from rpo_verl.config import TruncationConfig
 from rpo_verl.core import store
 from rpo_verl.core.cache import CachedAnswer, ExperienceCache
@@ -91,7 +91,7 @@ def import_(
         return tokenizer.encode(text, add_special_tokens=False)
 
     try:
-        for number, record in track(read_records(source), "importing", console=errors):
+        for number, record in tqdm(read_records(source), "importing", count_records(source)):
             try:
                 answer = parse_record(record, questions.ids, encode, len(tokenizer))
             except RecordError as error:
@@ -155,7 +155,7 @@ def export(
             f"none of the {len(cache)} questions of {folder} is in --data with --max-prompt-length={max_prompt_length} "
             f"and --chat-template-options={chat_template_options}; these have to be those of the store"
         )
-    count = write_records(out, (record(*item) for item in track(chosen, "exporting", console=errors)))
+    count = write_records(out, (record(*item) for item in tqdm(chosen, "exporting")))
     missing = f", {len(cache) - count} left out because --data lacks their questions" if count < len(cache) else ""
     console.print(f"{count} answers written to {out}{missing}", soft_wrap=True)
 

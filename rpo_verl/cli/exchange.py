@@ -50,6 +50,17 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, RecordError(f"not JSON: {error}")
 
 
+def count_records(path: Path) -> int | None:
+    """How many records `read_records` will yield at most, for a progress bar; None if the file cannot be read."""
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_metadata(path).num_rows
+        with path.open("rb") as file:
+            return sum(1 for _ in file)
+    except (pa.ArrowException, OSError):
+        return None
+
+
 def parse_record(
     record: Any,
     question_ids: Callable[[list[dict[str, Any]]], list[int]],
