@@ -97,6 +97,15 @@ UPSTREAM_NAMES = (
     UpstreamName("verl.utils.model", "get_generation_config", "learn where answers end", ("model",)),
     UpstreamName("verl.utils.fs", "copy_to_local", "read the generation config"),
     UpstreamName("verl.utils.tensordict_utils", "get_tensordict", "write fields back"),
+    # The CPU platform's.
+    UpstreamName("verl.plugin.platform", "PlatformBase", "be a platform"),
+    UpstreamName("verl.plugin.platform", "PlatformRegistry.register", "be found as a platform", ("platform",)),
+    UpstreamName("verl.utils.distributed", "initialize_global_process_group_ray", "collectives over gloo",
+                 ("timeout_second", "backend")),
+    UpstreamName("verl.checkpoint_engine.base", "CheckpointEngine.receive_weights", "weights over TCP",
+                 ("global_steps",)),
+    UpstreamName("verl.checkpoint_engine.base", "CheckpointEngine.build_topology", "weights over TCP",
+                 ("actor_wg_world_size", "rollout_world_size", "metadata")),
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Two nodes, simulated by Ray on one machine: `make test-nodes`. The same results as one node with two devices; a lost
+"""Two nodes, simulated by Ray on one machine: `make test-slow`. The same results as one node with two devices; a lost
 node ends the run as veRL ends it, and the last checkpoint and its cache resume.
 """
 
