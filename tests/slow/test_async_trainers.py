@@ -70,9 +70,7 @@ def test_it_trains_from_prefixes(runs):
 def test_veRLs_staleness_counts_the_prefix(runs):
     first, _ = runs
     for step in first.steps:
-        oldest = [
-            row["rpo_source_step"] for row in rollouts(first, step["step"]) if row["rpo_source_step"] is not None
-        ]
+        oldest = [row["rpo_source_step"] for row in rollouts(first, step["step"]) if row["rpo_source_step"] is not None]
         if oldest:
             assert step["training/off_policy/trajectory_staleness_worst/max"] >= step["step"] - 1 - min(oldest)
 
