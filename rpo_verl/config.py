@@ -37,11 +37,6 @@ class RolloutConfig:
     full_rollout_prob: float = 0.0
     """Probability, in [0, 1], that a group whose question is cached is a full rollout all the same."""
 
-    full_after_batches: float | None = 4
-    """With dynamic sampling (`algorithm.filter_groups`): once a step has asked so many times `data.train_batch_size`
-    questions, further ones are full rollouts, because behind prefixes too few groups have a signal; at least 1. Null:
-    never, and a step lasts until enough groups of suffixes have one."""
-
     suffix_max_tokens: int | None = None
     """Cap on the suffix of a prefixed group in tokens. Null: what `data.max_response_length` leaves."""
 
@@ -76,6 +71,12 @@ class RewardConfig:
     """Which rewards `algorithm.filter_groups` (DAPO's dynamic sampling) looks at in groups RPO started: a group goes if
     all its `shaped` rewards are alike, that is if it carries no signal; `base` keeps veRL's rule, on the user's metric,
     which drops nearly every group that starts from a good prefix."""
+
+    filter_at_most: float | None = 1
+    """How many groups from prefixes one step may leave out for want of a signal, as a multiple of
+    `data.train_batch_size`; at least 0. Beyond that, groups without a signal fill the batch: they add nothing to the
+    update, and are left out of it. Null: no limit, and a step lasts until enough groups have a signal. Full rollouts
+    have no limit, and with `group_filter=base` nothing has."""
 
     correct_above: float = 0.0
     """A response is correct if its `acc` (where the reward function reports one, else its reward) exceeds this."""
@@ -177,8 +178,6 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         ("rollout.full_rollout_every", rollout.full_rollout_every, lambda v: v == 0 or v >= 1,
          "at least 1, or 0 (never)"),
         ("rollout.full_rollout_prob", rollout.full_rollout_prob, lambda v: 0 <= v <= 1, "in [0, 1]"),
-        ("rollout.full_after_batches", rollout.full_after_batches, lambda v: v is None or v >= 1,
-         "null or at least 1"),
         ("rollout.suffix_max_tokens", rollout.suffix_max_tokens, lambda v: v is None or 1 <= v <= longest,
          f"null or 1 to data.max_response_length = {longest}"),
         ("rollout.suffix_max_multiple", rollout.suffix_max_multiple, lambda v: v is None or v > 0, "above 0, or null"),
@@ -187,6 +186,7 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         ("reward.lo", reward.lo, lambda v: 0 <= v <= reward.hi, f"at least 0 and at most reward.hi = {reward.hi}"),
         ("reward.hi", reward.hi, lambda v: v <= 1, "at most 1"),
         ("reward.length_reference", reward.length_reference, ("group", "correct").__contains__, "group or correct"),
+        ("reward.filter_at_most", reward.filter_at_most, lambda v: v is None or v >= 0, "null or at least 0"),
         ("reward.group_filter", reward.group_filter, ("shaped", "base").__contains__, "shaped or base"),
         ("cache.max_failures", rpo.cache.max_failures, lambda v: v is None or v >= 1, "null or at least 1"),
         ("cache.max_age", rpo.cache.max_age, lambda v: v is None or v >= 0, "null or at least 0"),

@@ -28,6 +28,7 @@ DAPO = [
     "+reward.reward_kwargs.max_resp_len=${data.max_response_length}",
     "algorithm.filter_groups.enable=true",
     "algorithm.filter_groups.metric=acc",
+    "algorithm.filter_groups.max_inflight_gen_batches=2",
 ]
 ARMS = {
     "grpo": {"grpo": [], "rpo": ["+rpo=enabled"], "paper": PAPER},

@@ -70,20 +70,16 @@ class PartialRollouts:
         cache = self.config.cache
         return {"keep_correct": cache.keep_correct, "max_entries": cache.max_entries, "max_bytes": cache.max_bytes}
 
-    def plan(self, key: bytes, step: int, asked: float = 1.0) -> Start:
+    def plan(self, key: bytes, step: int) -> Start:
         """Decide what the question's group starts from; a function of the cache and of (seed, step, question).
 
         Args:
             key: the question.
             step: the training step.
-            asked: how many batches of questions this step has asked, this one included; above 1 with dynamic sampling.
         """
         answer = self.cache.get(key)
         if answer is None:
             return self._full(key, "full")
-        most = self.config.rollout.full_after_batches
-        if most is not None and asked > most:
-            return self._full(key, "refreshed")
         max_age = self.config.cache.max_age
         if max_age is not None and step - answer.step > max_age:
             return self._full(key, "refreshed")

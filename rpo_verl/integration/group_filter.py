@@ -1,10 +1,11 @@
 """DAPO's dynamic sampling on shaped rewards, and what RPO learns from the groups that veRL leaves out of the batch.
 
 Behind a good prefix nearly every group is all-correct. DAPO's own filter, on base rewards, would throw nearly all of
-them away and generate others for ever, though their lengths still tell them apart.
+them away and generate others for ever, though their lengths may still tell them apart. Where they do not either, a
+step leaves out a limited number of them.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,14 @@ from rpo_verl.integration.groups import Groups, read_groups
 class ShapedGroupFilter:
     """Mixin over veRL's replay buffers; `watch_groups` gives a buffer its place."""
 
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict]:
+        """A batch as veRL samples it; every training batch has its own limit of groups left out."""
+        if partition_id != "val":
+            self._rpo_prefixed_left_out = 0
+        return super().sample(global_steps, partition_id, batch_size)
+
     def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter]:
-        """Finished groups without a learning signal: for those RPO started, all shaped rewards alike.
+        """Finished groups to leave out: for those RPO started, all shaped rewards alike, and the limit not reached.
 
         Rows that RPO passed through keep veRL's rule.
         """
@@ -32,15 +39,30 @@ class ShapedGroupFilter:
             rewards = groups.shaped[members]
             alike = len(rewards) > 1 and float(np.ptp(rewards)) == 0.0
             judged[uid] = float(rewards[0]) if alike else None
+        self._rpo_prefixed[partition_id] |= groups.prefixed
         without_signal = {uid: reward for uid, reward in judged.items() if reward is not None}
+        if self._rpo_limit is not None:
+            allowed = max(0, self._rpo_limit - self._rpo_prefixed_left_out)
+            for uid in sorted(without_signal.keys() & self._rpo_prefixed[partition_id])[allowed:]:
+                del without_signal[uid]
         return set(without_signal), Counter(without_signal.values())
+
+    def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int) -> Any:
+        """Groups with a signal first; where they are too few, others fill the batch."""
+        judged = self._dapo_classification_cache[partition_id]
+        without_signal = sorted(uid for uid in sampleable_keys if judged.get(uid) is not None)
+        missing = max(0, batch_size - (len(sampleable_keys) - len(without_signal)))
+        return super()._select_prompt_uids(partition_id, sampleable_keys - set(without_signal[missing:]), batch_size)
 
     def _clear_groups(self, partition_id: str, uids: set[str]) -> None:
         """Show finished groups to RPO before they are gone: those without a signal, stale ones, surplus."""
         if partition_id != "val":
             finished = uids & self.finished_keys[partition_id]
             if finished:
-                self._rpo_left_out(self._read(partition_id, finished))
+                groups = self._read(partition_id, finished)
+                self._rpo_prefixed_left_out += len(groups.prefixed)
+                self._rpo_left_out(groups)
+            self._rpo_prefixed[partition_id] -= uids
         super()._clear_groups(partition_id, uids)
 
     def _read(self, partition_id: str, uids: set[str]) -> Groups:
@@ -48,13 +70,17 @@ class ShapedGroupFilter:
         return read_groups(list(rows), list(rows.values()), partition_id, self._rpo_reward)
 
 
-def watch_groups(buffer: Any, reward: RewardConfig, left_out: Callable[[Groups], None]) -> None:
+def watch_groups(buffer: Any, reward: RewardConfig, train_batch_size: int, left_out: Callable[[Groups], None]) -> None:
     """Put the filter over a replay buffer that veRL has built.
 
     Args:
         buffer: an instance of veRL's `ReplayBuffer` or of a class that extends it.
-        reward: how to shape, and which rewards the filter looks at.
+        reward: how to shape, which rewards the filter looks at, and how many groups it may leave out.
+        train_batch_size: groups a step trains on.
         left_out: called with finished groups that will not be trained on, while they are still in the queue.
     """
     buffer._rpo_reward, buffer._rpo_left_out = reward, left_out
+    at_most = reward.filter_at_most
+    buffer._rpo_limit = None if at_most is None else int(at_most * train_batch_size)
+    buffer._rpo_prefixed, buffer._rpo_prefixed_left_out = defaultdict(set), 0
     buffer.__class__ = type(f"RPO{type(buffer).__name__}", (ShapedGroupFilter, type(buffer)), {})

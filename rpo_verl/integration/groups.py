@@ -60,6 +60,11 @@ class Groups:
     shaped: np.ndarray
     """(B,) float, shaped rewards."""
 
+    @property
+    def prefixed(self) -> set[str]:
+        """The groups that started from a prefix."""
+        return {group for group, members in self.members.items() if self.rows[members[0]].kind == "prefixed"}
+
 
 def read_groups(
     keys: Sequence[str], tags: Sequence[Mapping[str, Any]], partition_id: str, options: RewardConfig

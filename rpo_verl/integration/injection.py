@@ -1,7 +1,6 @@
 """Where a batch of questions meets the cache: in the TaskRunner, before veRL splits it among the rollout workers."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +44,6 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
                 raise contract.plugin_not_loaded(name, f"not registered there: {', '.join(components)}")
         self._rollouts, self._question_key = rollouts, question_key
         self._reset_metrics()
-        self._asked: Counter[int] = Counter()
 
     def generate_sequences(self, prompts: TensorDict) -> None:
         """Dispatch questions to the rollout workers; those of training rows together with their prefix.
@@ -77,9 +75,7 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
 
     def _inject(self, prompts: TensorDict) -> None:
         step = int(prompts["global_steps"])
-        self._asked = Counter({step: self._asked[step]})
-        rows, batch = len(prompts), self.config.data.train_batch_size
-        filtering = (self.config.algorithm.get("filter_groups") or {}).get("enable", False)
+        rows = len(prompts)
         default = self.rollout_config.agent.default_agent_loop
         sizes = list(prompts["__rollout_n__"]) if "__rollout_n__" in prompts else [self.rollout_config.n] * rows
         names = list(prompts["agent_name"]) if "agent_name" in prompts else [default] * rows
@@ -87,12 +83,10 @@ class PrefixAgentLoopManager(AgentLoopManagerTQ):
         starts = [None] * rows
         for i in range(rows):
             if names[i] == contract.SINGLE_TURN and _is_text_only(messages[i]):
-                self._asked[step] += 1
-                asked = self._asked[step] / batch if filtering else 1.0
                 key, started = self._question_key(messages[i]), time.perf_counter()
-                starts[i] = Shipment(self._rollouts.plan(key, step, asked), sizes[i])
+                starts[i] = Shipment(self._rollouts.plan(key, step), sizes[i])
                 self.look_up_seconds += time.perf_counter() - started
                 names[i] = contract.NAME
-        self.passed_through += Counter(start is None for start in starts)[True]
+        self.passed_through += starts.count(None)
         prompts["agent_name"] = NonTensorStack(*names)
         prompts["rpo_start"] = NonTensorStack(*starts)

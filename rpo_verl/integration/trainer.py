@@ -77,7 +77,8 @@ class PartialRolloutTrainer:
         # A colocated reward model scores a batch after it was sampled: what is left out has no reward.
         scored_late = reward_model.enable and not reward_model.enable_resource_pool
         if isinstance(buffer, ReplayBuffer) and not scored_late:
-            watch_groups(buffer, self.rpo_options.reward, self._learn_from_left_out)
+            batch_size = self.config.data.train_batch_size
+            watch_groups(buffer, self.rpo_options.reward, batch_size, self._learn_from_left_out)
         return buffer
 
     def fit(self, agent_loop_manager: "PrefixAgentLoopManager") -> None:

@@ -77,16 +77,6 @@ def test_full_rollout_prob_is_a_share_of_groups():
     assert refreshed / 4000 == pytest.approx(0.25, abs=0.03)
 
 
-def test_a_step_that_finds_no_signal_behind_prefixes_goes_over_to_full_rollouts():
-    rpo = rollouts(rollout=RolloutConfig(full_rollout_every=0, full_after_batches=2))
-    rpo.cache.put(KEY, answer(50))
-    kinds = [rpo.plan(KEY, 1, asked).kind for asked in (1.0, 2.0, 2.125, 9.0)]
-    assert kinds == ["prefixed", "prefixed", "refreshed", "refreshed"]
-    never = rollouts(rollout=RolloutConfig(full_rollout_every=0, full_after_batches=None))
-    never.cache.put(KEY, answer(50))
-    assert never.plan(KEY, 1, 1e9).kind == "prefixed"
-
-
 def test_suffix_caps():
     rpo = rollouts(
         truncation=TruncationConfig(max_tokens=10, min_tokens=10),
