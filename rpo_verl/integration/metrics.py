@@ -22,6 +22,7 @@ class LeftOut:
         own = (row for row in groups.rows if row is not None)
         self._counts.update(
             groups=len(groups.members),
+            prefixed=len(groups.prefixed),
             tokens=sum(row.response_tokens - row.prefix_tokens for row in own),
             dropped=updates.dropped,
         )
@@ -31,6 +32,7 @@ class LeftOut:
         counts, self._counts = self._counts, Counter()
         return {
             "rpo/left_out/groups_total": counts["groups"],
+            "rpo/left_out/prefixed_total": counts["prefixed"],
             "rpo/left_out/generated_total": counts["tokens"],
             "rpo/left_out/dropped_answers_total": counts["dropped"],
         }
