@@ -101,29 +101,44 @@ def injection(config, rollouts: PartialRollouts, questions: Questions) -> dict[s
 
 
 def worker(config, tokenizer, batch: TensorDict) -> dict[str, float]:
-    """Seconds that one of the workers spends on prefixes: receiving its share, and joining prefix and suffix."""
+    """Seconds that one of the workers spends on prefixes: receiving its share, and joining prefix and suffix.
+
+    The latter against veRL's own loop over responses of the same length, all of which it generated, and for comparison
+    against suffixes that had no prefix.
+    """
     sent = cloudpickle.dumps(batch.chunk(WORKERS)[0])
     received = cloudpickle.loads(sent)
     rows = [{key: received[key][i] for key in ("raw_prompt", "rpo_start")} for i in range(len(received))]
     rows = [{key: getattr(value, "data", value) for key, value in row.items()} for row in rows]
 
-    def loop(cls):
+    def loop(cls, tokens):
         return cls(
-            trainer_config=DictConfigWrap(config), server_manager=InstantServer(MAX_DROPPED // 2), tokenizer=tokenizer,
+            trainer_config=DictConfigWrap(config), server_manager=InstantServer(tokens), tokenizer=tokenizer,
             processor=None, dataset_cls=RLHFDataset, data_config=DictConfigWrap(config.data),
         )  # fmt: skip
 
-    async def run(cls) -> list:
-        return [await loop(cls).run({}, **row) for row in rows for _ in range(GROUP)]
+    async def run(cls, tokens) -> int:
+        for row in rows:
+            for _ in range(GROUP):
+                output = await loop(cls, tokens).run({}, **row)
+        return len(output.response_ids)
 
-    with_prefix = timed(lambda: asyncio.run(run(PrefixAgentLoop)), 3)
-    without = timed(lambda: asyncio.run(run(SingleTurnAgentLoop)), 3)
+    suffix = MAX_DROPPED // 2
+    arms = {"prefixed": (PrefixAgentLoop, suffix), "whole": (SingleTurnAgentLoop, PREFIX + suffix),
+            "suffix": (SingleTurnAgentLoop, suffix)}  # fmt: skip
+    assert asyncio.run(run(*arms["prefixed"])) > PREFIX - MAX_DROPPED
+    # In turns, so that noise hits all alike.
+    seconds = {name: [] for name in arms}
+    for _ in range(5):
+        for name, arm in arms.items():
+            seconds[name].append(timed(lambda arm=arm: asyncio.run(run(*arm)), 1))
+    prefixed, whole, short = (median(seconds[name]) for name in ("prefixed", "whole", "suffix"))
     passed_on = sum(len(cloudpickle.dumps(row["rpo_start"])) for row in rows) * GROUP * WORKERS
     return {
-        "worker_s": with_prefix - without,
+        "worker_s": prefixed - whole,
+        "worker_over_suffixes_alone_s": prefixed - short,
         "worker_deserialize_s": timed(lambda: cloudpickle.loads(sent)),
         "bytes_passed_on": passed_on,
-        "outputs": asyncio.run(run(PrefixAgentLoop))[: GROUP * len(rows)],
     }
 
 
@@ -188,15 +203,15 @@ def main() -> None:
     figures = injection(config, rollouts, questions)
     batch = figures.pop("batch")
     figures |= worker(config, tokenizer, batch)
-    outputs = figures.pop("outputs")
-    assert all(len(output.response_ids) > PREFIX - MAX_DROPPED for output in outputs)
     figures |= update(rollouts, questions, batch)
     ray.shutdown()
 
     decode = QUESTIONS * GROUP * MAX_DROPPED / 2 / (DECODE * DEVICES)
     added = figures["taskrunner_s"] + figures["taskrunner_serialize_s"] + figures["worker_deserialize_s"]
-    added += figures["worker_s"]
+    short = (added + figures["worker_over_suffixes_alone_s"]) / decode
+    added += max(0.0, figures["worker_s"])
     figures |= {"decode_suffixes_s": decode, "injection_share": added / decode}
+    figures |= {"injection_share_over_suffixes_alone": short}
     table = Table("", "", title=f"{QUESTIONS:,} questions × {GROUP} × prefixes of about {PREFIX:,} tokens")
     for name, value in figures.items():
         table.add_row(name.replace("_", " "), f"{value:,.0f}" if name.startswith("bytes") else f"{value:.4f}")
