@@ -72,7 +72,7 @@ class RewardConfig:
     all its `shaped` rewards are alike, that is if it carries no signal; `base` keeps veRL's rule, on the user's metric,
     which drops nearly every group that starts from a good prefix."""
 
-    filter_at_most: float | None = 1
+    filter_at_most: float | None = 0.25
     """How many groups from prefixes one step may leave out for want of a signal, as a multiple of
     `data.train_batch_size`; at least 0. Beyond that, groups without a signal fill the batch: they add nothing to the
     update, and are left out of it. Null: no limit, and a step lasts until enough groups have a signal. Full rollouts

@@ -3,8 +3,8 @@
     python examples/tiny_reasoner/demo.py [--algorithm grpo|dapo] [--arms …] [--steps N] [hydra overrides …]
 
 Prints a table and writes a plot and summary.json to runs/demo or runs/demo-dapo. Every arm starts from the same
-checkpoint with the same seed, data, group size and number of steps; the arms differ in one override. The figures come
-out of veRL's file logger, those of the `rpo` arms' groups out of RPO's metrics.
+checkpoint with the same seed, data, group size and number of steps; the arms differ in what `ARMS` lists. The figures
+come out of veRL's file logger, those of the `rpo` arms' groups out of RPO's metrics.
 """
 
 import argparse
@@ -30,12 +30,14 @@ DAPO = [
     "algorithm.filter_groups.metric=acc",
     "algorithm.filter_groups.max_inflight_gen_batches=2",
 ]
+# Groups with a signal come from full rollouts here, where all solutions have the same length: every 5th step is full.
+DAPO_RPO = ["+rpo=enabled", "rpo.rollout.full_rollout_every=5"]
 ARMS = {
     "grpo": {"grpo": [], "rpo": ["+rpo=enabled"], "paper": PAPER},
     "dapo": {
         "dapo": DAPO,
-        "rpo": [*DAPO, "+rpo=enabled"],
-        "naive-filter": [*DAPO, "+rpo=enabled", "rpo.reward.group_filter=base"],
+        "rpo": [*DAPO, *DAPO_RPO],
+        "naive-filter": [*DAPO, *DAPO_RPO, "rpo.reward.group_filter=base"],
     },
 }
 GROUP_SIZE = 8
