@@ -5,6 +5,7 @@ already refused while the configuration is composed; `validate` refuses the valu
 """
 
 from dataclasses import dataclass, field
+from math import inf
 
 
 @dataclass
@@ -73,10 +74,10 @@ class RewardConfig:
     which drops nearly every group that starts from a good prefix."""
 
     filter_at_most: float | None = 0.25
-    """How many groups from prefixes one step may leave out for want of a signal, as a multiple of
-    `data.train_batch_size`; at least 0. Beyond that, groups without a signal fill the batch: they add nothing to the
-    update, and are left out of it. Null: no limit, and a step lasts until enough groups have a signal. Full rollouts
-    have no limit, and with `group_filter=base` nothing has."""
+    """How many groups from prefixes one step may leave out and replace for want of a signal, as a multiple of
+    `data.train_batch_size`; at least 0. Beyond that, groups without a signal fill the batch, and no more than that (see
+    `rpo.loss.skip_no_signal`). Null: no limit, and a step lasts until enough groups have a signal. Full rollouts have
+    no limit, and with `group_filter=base` nothing has."""
 
     correct_above: float = 0.0
     """A response is correct if its `acc` (where the reward function reports one, else its reward) exceeds this."""
@@ -186,7 +187,7 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         ("reward.lo", reward.lo, lambda v: 0 <= v <= reward.hi, f"at least 0 and at most reward.hi = {reward.hi}"),
         ("reward.hi", reward.hi, lambda v: v <= 1, "at most 1"),
         ("reward.length_reference", reward.length_reference, ("group", "correct").__contains__, "group or correct"),
-        ("reward.filter_at_most", reward.filter_at_most, lambda v: v is None or v >= 0, "null or at least 0"),
+        ("reward.filter_at_most", reward.filter_at_most, lambda v: v is None or 0 <= v < inf, "null or at least 0"),
         ("reward.group_filter", reward.group_filter, ("shaped", "base").__contains__, "shaped or base"),
         ("cache.max_failures", rpo.cache.max_failures, lambda v: v is None or v >= 1, "null or at least 1"),
         ("cache.max_age", rpo.cache.max_age, lambda v: v is None or v >= 0, "null or at least 0"),

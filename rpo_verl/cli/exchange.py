@@ -51,7 +51,10 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def count_records(path: Path) -> int | None:
-    """How many records `read_records` will yield at most, for a progress bar; None if the file cannot be read."""
+    """How many records `read_records` will yield at most, for a progress bar; None if that cannot be known."""
+    if not path.is_file():
+        # Of a pipe nothing would be left to read.
+        return None
     try:
         if path.suffix == ".parquet":
             return pq.read_metadata(path).num_rows

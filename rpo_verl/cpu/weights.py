@@ -24,6 +24,7 @@ class TCPStoreWeights(CheckpointEngine):
     """The trainer's first worker puts one tensor after the other into a `TCPStore`, from which all servers take them.
 
     Every transfer has a store of its own. Made for small models: the whole model passes through the host's memory.
+    Not over libuv, whose server takes no more than 8 MiB at once.
 
     Args:
         bucket_size: veRL's, not used.
@@ -39,7 +40,7 @@ class TCPStoreWeights(CheckpointEngine):
         if not self.is_master:
             return None
         host = ray.util.get_node_ip_address()
-        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT, use_libuv=False)
         return host, self._store.port
 
     @classmethod
@@ -53,7 +54,7 @@ class TCPStoreWeights(CheckpointEngine):
         """Connect to the sender's store."""
         if endpoint is not None:
             host, port = endpoint
-            self._store = TCPStore(host, port, is_master=False, timeout=TIMEOUT)
+            self._store = TCPStore(host, port, is_master=False, timeout=TIMEOUT, use_libuv=False)
 
     def finalize(self) -> None:
         """Close the store, and with it free what it held."""
