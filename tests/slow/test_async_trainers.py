@@ -16,7 +16,6 @@ MODES = {
         "trainer.v1.separate_async.num_warmup_batches=2",
         "trainer.v1.separate_async.parameter_sync_step=2",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={QUESTIONS // 2}",
-        "actor_rollout_ref.hybrid_engine=false",
         "actor_rollout_ref.rollout.nnodes=1",
         "actor_rollout_ref.rollout.n_gpus_per_node=1",
         "actor_rollout_ref.rollout.checkpoint_engine.backend=tcp_store",
