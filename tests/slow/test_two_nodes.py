@@ -54,8 +54,10 @@ def train(folder, data_dir, *overrides, steps=STEPS):
     )  # fmt: skip
 
 
-def on_two_nodes(cluster):
+def on_two_nodes(cluster, folder):
     return (
+        # Workers inherit the environment of the nodes, which were there first, and not that of the command.
+        f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={folder / 'metrics.jsonl'}",
         f"+ray_kwargs.ray_init.address={cluster.address}",
         "ray_kwargs.ray_init.num_cpus=null",
         "ray_kwargs.ray_init.num_gpus=null",
@@ -70,7 +72,7 @@ def entries(folder, step):
 
 
 def test_two_nodes_do_what_one_does(cluster, data_dir, tmp_path):
-    two = train(tmp_path / "two", data_dir, *on_two_nodes(cluster))
+    two = train(tmp_path / "two", data_dir, *on_two_nodes(cluster, tmp_path / "two"))
     assert two.returncode == 0, two.output[-4000:]
     ray.shutdown()
     cluster.shutdown()
@@ -98,7 +100,7 @@ def test_a_lost_node_leaves_checkpoint_and_cache(cluster, data_dir, tmp_path):
 
     thread = threading.Thread(target=lose_a_node, daemon=True)
     thread.start()
-    lost = train(tmp_path, data_dir, *on_two_nodes(cluster), steps=1000)
+    lost = train(tmp_path, data_dir, *on_two_nodes(cluster, tmp_path), steps=1000)
     thread.join(1)
     assert not thread.is_alive()
     assert lost.returncode != 0
