@@ -1,6 +1,11 @@
-"""A model as the reward, beside the rollout and in its place: it scores question, prefix and suffix."""
+"""A model as the reward, on devices of its own and on those of the rollout: it scores whole responses.
+
+On devices of its own it is asked by a reward function: veRL 0.9.1 asks such a model itself too, and then stumbles over
+the answer (`KeyError: 'reward_extra_info'`), with and without RPO.
+"""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +29,7 @@ def reward_model(tmp_path_factory):
 @pytest.mark.parametrize("place", ["separate", "colocated"])
 def test_the_reward_model_scores_whole_responses(place, reward_model, data_dir, tmp_path):
     separate = place == "separate"
+    function = Path(__file__).with_name("model_reward.py") if separate else "null"
     run = run_recipe(
         tmp_path,
         "+rpo=enabled",
@@ -31,7 +37,7 @@ def test_the_reward_model_scores_whole_responses(place, reward_model, data_dir, 
         "rpo.truncation.max_fraction=0.5",
         "trainer.val_before_train=false",
         f"trainer.rollout_data_dir={tmp_path / 'rollouts'}",
-        "reward.custom_reward_function.path=null",
+        f"reward.custom_reward_function.path={function}",
         "reward.reward_model.enable=true",
         f"reward.reward_model.enable_resource_pool={separate}",
         "reward.reward_model.n_gpus_per_node=1",
@@ -41,6 +47,7 @@ def test_the_reward_model_scores_whole_responses(place, reward_model, data_dir, 
         f"ray_kwargs.ray_init.num_gpus={1 + separate}",
         STEPS=str(STEPS),
         DATA_DIR=str(data_dir),
+        REWARD_MODEL=str(reward_model),
     )
     assert run.returncode == 0, run.output[-4000:]
     assert [step["step"] for step in run.steps] == list(range(1, STEPS + 1))
@@ -51,7 +58,7 @@ def test_the_reward_model_scores_whole_responses(place, reward_model, data_dir, 
 
     def opinion(question: str, answer: str) -> float:
         chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        text = tokenizer.apply_chat_template(chat, tokenize=False)
+        text = tokenizer.apply_chat_template(chat[separate:], tokenize=False)
         with torch.no_grad():
             return model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item()
 
