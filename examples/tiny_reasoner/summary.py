@@ -29,8 +29,10 @@ class Step:
     groups: int = 0
     hit_groups: int = 0
     prefixed_groups: int = 0
-    left_out_groups: int = 0
-    """Generated and not trained on: without a signal, or more than the batch needs."""
+    filtered_groups: int = 0
+    """Generated and left out of the batch for want of a signal; veRL refills for them."""
+    surplus_groups: int = 0
+    """Generated beyond what the batch needs."""
     generated_per_sample_on_hit: float | None = None
     is_rpo: bool = False
     val_accuracy: float | None = None
@@ -48,11 +50,11 @@ def parse_step(line: str, group_size: int) -> Step:
     response_tokens = round(data["perf/total_num_tokens"] * _response_share(data))
     samples = round(response_tokens / data["response_length/mean"])
     is_rpo = "rpo/tokens/generated_total" in data
-    left_out = round(sum(data.get(name, 0) for name in LEFT_OUT))
+    filtered, surplus = (round(data.get(name, 0)) for name in LEFT_OUT)
     if is_rpo:
         generated = data["rpo/tokens/generated_total"] + data["rpo/left_out/generated_total"]
     else:
-        generated = response_tokens * (1 + left_out * group_size / samples)
+        generated = response_tokens * (1 + (filtered + surplus) * group_size / samples)
     full, prefixed, refreshed = (
         int(data.get(f"rpo/groups/{kind}_total", 0)) for kind in ("full", "prefixed", "refreshed")
     )
@@ -68,7 +70,8 @@ def parse_step(line: str, group_size: int) -> Step:
         groups=full + prefixed + refreshed,
         hit_groups=prefixed + refreshed,
         prefixed_groups=prefixed,
-        left_out_groups=left_out,
+        filtered_groups=filtered,
+        surplus_groups=surplus,
         generated_per_sample_on_hit=data.get("rpo/tokens/generated_per_sample_on_hit"),
         is_rpo=is_rpo,
         val_accuracy=data.get(VAL_ACCURACY),
@@ -104,7 +107,8 @@ def summarize(steps: list[Step], seed: int) -> dict[str, float]:
         "train_s": sum(step.step_s for step in trained),
         "val_acc_before": validated[0],
         "val_acc_after": validated[-1],
-        "left_out_groups": sum(step.left_out_groups for step in trained),
+        "filtered_groups": sum(step.filtered_groups for step in trained),
+        "surplus_groups": sum(step.surplus_groups for step in trained),
         "response_tokens_per_sample": sum(step.response_tokens for step in trained) / samples,
     }
     if trained[0].is_rpo:
@@ -130,7 +134,8 @@ ROWS = {
     "generated_tokens_total": ("generated tokens", "{:,.0f}"),
     "generated_tokens_per_sample": ("… per sample", "{:.1f}"),
     "generated_tokens_per_sample_on_hit": ("… per sample from a cached prefix", "{:.1f}"),
-    "left_out_groups": ("groups left out by dynamic sampling", "{:,.0f}"),
+    "filtered_groups": ("groups left out for want of a signal", "{:,.0f}"),
+    "surplus_groups": ("groups beyond what batches need", "{:,.0f}"),
     "response_tokens_per_sample": ("response tokens per sample", "{:.1f}"),
     "train_s": ("training time, s", "{:.0f}"),
     "step_s": ("… per step (median)", "{:.2f}"),

@@ -49,7 +49,7 @@ def examine(overrides: list[str]) -> list[Finding]:
         with _failure_among(findings, "upstream names"):
             findings += _upstream_names()
     with _failure_among(findings, "machine"):
-        findings += _machine()
+        findings += _machine(config)
     if config is not None:
         with _failure_among(findings, "data"):
             findings += _data(config)
@@ -128,19 +128,26 @@ def _upstream_names() -> Iterator[Finding]:
     yield Finding(not problems, "upstream names", "; ".join(problems) or f"all {len(contract.UPSTREAM_NAMES)} present")
 
 
-def _machine() -> Iterator[Finding]:
+def _machine(config: DictConfig | None) -> Iterator[Finding]:
     import psutil
     import torch
 
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     names = ", ".join(f"{device.name} ({decimal(device.total_memory)})" for device in devices)
-    yield Finding(True, "devices", names or "no GPU: train with +platform=cpu and VERL_PLATFORM=cpu")
+    # The machine of the command may do without, where others train.
+    elsewhere = config is None or config.trainer.device == "cpu" or config.trainer.nnodes > 1
+    wanted = 0 if elsewhere else config.trainer.n_gpus_per_node
+    if len(devices) >= wanted:
+        yield Finding(True, "devices", names or "the CPU")
+    else:
+        details = f"trainer.n_gpus_per_node={wanted}, but {names or 'no GPU'} here"
+        yield Finding(False, "devices", details + "; without a GPU: +platform=cpu and VERL_PLATFORM=cpu")
     memory = psutil.virtual_memory()
     yield Finding(True, "memory", f"{decimal(memory.available)} of {decimal(memory.total)} free")
 
 
 def _data(config: DictConfig) -> Iterator[Finding]:
-    """Training files readable, their questions within veRL's limit, and the cache they make within memory."""
+    """Files readable, training questions within veRL's limit, and the cache they make within memory."""
     import psutil
     import pyarrow.parquet as pq
     from verl.utils.fs import copy_to_local
@@ -149,18 +156,20 @@ def _data(config: DictConfig) -> Iterator[Finding]:
     from rpo_verl.integration.questions import Questions, read_model_type
 
     data, model = config.data, config.actor_rollout_ref.model
-    files = data.train_files if not isinstance(data.train_files, str) else [data.train_files]
+    train, val = ([files] if isinstance(files, str) else list(files) for files in (data.train_files, data.val_files))
     rows, sample = 0, []
-    for name in files:
+    for name in train + val:
         path = Path(name).expanduser()
         if path.suffix != ".parquet" or "://" in name:
             yield Finding(True, "data", f"{name}: not looked into, because it is no Parquet file on this machine")
             continue
         with pq.ParquetFile(path) as file:
-            rows += file.metadata.num_rows
             if data.prompt_key not in file.schema_arrow.names:
                 yield Finding(False, "data", f"{name} has no column {data.prompt_key} (data.prompt_key)")
                 continue
+            if name not in train:
+                continue
+            rows += file.metadata.num_rows
             for batch in file.iter_batches(batch_size=ROWS_LOOKED_AT, columns=[data.prompt_key]):
                 sample += batch.column(0).to_pylist()[: ROWS_LOOKED_AT - len(sample)]
                 if len(sample) >= ROWS_LOOKED_AT:

@@ -22,9 +22,9 @@ UNSUPPORTED = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shaping:
-    """What the estimator has to know of the batch whose advantages are being computed."""
+    """What the estimator has to know of the batch whose advantages are being computed, and what it leaves behind."""
 
     bonus: np.ndarray
     """(B,) float, `R - r` of every row."""
@@ -43,6 +43,9 @@ class Shaping:
 
     final_row: np.ndarray
     """(B,) int, row of the last output of every row's session; a row of its own where sessions have one output each."""
+
+    weights: np.ndarray | None = None
+    """(B,) float, set by the estimator: by how much it scaled every row's advantage for the mean over responses."""
 
 
 #: Set by the trainer around veRL's advantage computation, which has no argument for it.
@@ -163,4 +166,5 @@ def compute_shaped_advantage(
     weights = response_mean_weights(
         response_mask.sum(dim=-1), torch.as_tensor(shaping.prefix_tokens), shaping.loss_agg_mode
     )
+    shaping.weights = weights.flatten().numpy()
     return advantages * weights, returns

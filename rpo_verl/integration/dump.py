@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import transfer_queue as tq
 
 from rpo_verl.integration.groups import Groups
@@ -22,13 +23,14 @@ COLUMNS = (
 )
 
 
-def dump_records(groups: Groups, step: int, tokenizer: Any) -> dict[str, dict[str, Any]]:
+def dump_records(groups: Groups, step: int, tokenizer: Any, weights: np.ndarray) -> dict[str, dict[str, Any]]:
     """Key of the row → what its record gains.
 
     Args:
         groups: the batch, its advantages computed and in the queue.
         step: the training step.
         tokenizer: decodes the prefix, which opens the record's `output` unless a character spans the boundary.
+        weights: (B,) float, what the advantages in the queue were scaled with; records have those of the estimator.
     """
     own = [i for members in groups.members.values() for i in members]
     if not own:
@@ -53,7 +55,7 @@ def dump_records(groups: Groups, step: int, tokenizer: Any) -> dict[str, dict[st
             row.correct,
             row.reward,
             float(groups.shaped[i]),
-            float(generated[0]) if len(generated) else None,
+            float(generated[0]) / float(weights[i]) if len(generated) else None,
         )
         records[groups.keys[i]] = dict(zip(COLUMNS, values, strict=True))
     return records

@@ -109,7 +109,8 @@ def offer_to_cache(
 ) -> Updates:
     """Let the cache learn from every complete group; of its responses only the chosen one is fetched from the queue.
 
-    A group of which some responses failed proves nothing about its prefix, and stays out.
+    A group of which some responses failed, or have a reward that is no number, proves nothing about its prefix, and
+    stays out.
 
     Args:
         groups: still in the queue.
@@ -121,7 +122,11 @@ def offer_to_cache(
     Raises:
         ContractError: if veRL rolled out another question than the one that was looked up.
     """
-    complete = [members for members in groups.members.values() if len(members) >= groups.rows[members[0]].group_size]
+    complete = [
+        members
+        for members in groups.members.values()
+        if len(members) >= groups.rows[members[0]].group_size and np.isfinite(groups.base[members]).all()
+    ]
     if not complete:
         return Updates()
     choices = [rollouts.choose(groups.rows[members[0]].key, step, groups.shaped[members]) for members in complete]

@@ -65,6 +65,13 @@ def read_options(config: DictConfig) -> RPOConfig:
             "rpo.loss.prefix_in_loss=True with algorithm.rollout_correction.bypass_mode=True: nobody computes the "
             "old log-probabilities of the prefix. Switch one of them off."
         )
+    corrected = [key for key in ("rollout_is", "rollout_rs") if correction.get(key)]
+    if options.loss.prefix_in_loss and corrected:
+        raise ConfigError(
+            f"rpo.loss.prefix_in_loss=True with algorithm.rollout_correction.{corrected[0]}="
+            f"{correction[corrected[0]]}: veRL weighs and rejects tokens of the suffix alone, so the prefix would "
+            "count in the mean and have no gradient. Switch one of them off."
+        )
     if options.cache.path is not None:
         try:
             read_manifest(Path(options.cache.path))

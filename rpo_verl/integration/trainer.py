@@ -135,16 +135,15 @@ class PartialRolloutTrainer:
         loss = self.rpo_options.loss
         mean_over_prefix = loss.mean_over == "response" and not loss.prefix_in_loss
         prefix_tokens = [row.prefix_tokens if row is not None and mean_over_prefix else 0 for row in groups.rows]
-        token = SHAPING.set(
-            Shaping(
-                bonus=groups.shaped - groups.base,
-                last_token=last_token,
-                upstream=self.config.rpo.upstream.adv_estimator,
-                prefix_tokens=np.array(prefix_tokens),
-                loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode,
-                final_row=final_rows(batch.keys),
-            )
+        shaping = Shaping(
+            bonus=groups.shaped - groups.base,
+            last_token=last_token,
+            upstream=self.config.rpo.upstream.adv_estimator,
+            prefix_tokens=np.array(prefix_tokens),
+            loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode,
+            final_row=final_rows(batch.keys),
         )
+        token = SHAPING.set(shaping)
         try:
             batch = super()._compute_advantage(batch, metrics=metrics)
         finally:
@@ -158,7 +157,7 @@ class PartialRolloutTrainer:
         metrics.update(self.agent_loop_manager.pop_metrics())
         metrics["timing_s/rpo_cache_update"] = time.perf_counter() - started
         if self.config.trainer.get("rollout_data_dir"):
-            self._records |= dump_records(groups, self.global_steps, self.tokenizer)
+            self._records |= dump_records(groups, self.global_steps, self.tokenizer, shaping.weights)
         if self.rpo_options.loss.prefix_in_loss:
             self._extend_loss_to_prefix(batch)
         return batch

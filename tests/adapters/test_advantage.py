@@ -64,8 +64,9 @@ def test_grpo_over_shaped_rewards():
 
 def test_grpo_without_std():
     config = OmegaConf.create({"norm_adv_by_std_in_grpo": False})
-    advantages, _ = estimate([1, 1], [0.7, 0.5], [2, 2], [0, 0], ["a", "a"], config=config)
-    assert advantages[:, 0].tolist() == pytest.approx([0.1, -0.1])
+    advantages, _ = estimate([1, 1], [0.7, 0.5], [4, 4], [2, 2], ["a", "a"], config=config)
+    assert advantages[:, :2].abs().sum() == 0
+    assert advantages[:, 2].tolist() == pytest.approx([0.1, -0.1])
 
 
 def test_rloo():

@@ -15,6 +15,7 @@ COMMAND = Path(sys.executable).parent / "rpo-verl"
 def examine(data_dir, *overrides, expect, platform="cpu"):
     fitting = {
         "data.train_files": f"{data_dir}/train.parquet",
+        "data.val_files": f"{data_dir}/val.parquet",
         "data.max_prompt_length": "72",
         "data.max_response_length": "208",
         "actor_rollout_ref.model.path": str(TINY / "checkpoint"),
@@ -51,7 +52,9 @@ def test_a_training_that_would_run(data_dir):
         ("+rpo=no_such_group", "configuration", "no_such_group"),
         ("data.max_prompt_length=20", "data", "8 are longer than data.max_prompt_length=20"),
         ("data.train_files=nowhere.parquet", "data", "nowhere.parquet"),
+        ("data.val_files=nowhere.parquet", "data", "nowhere.parquet"),
         ("data.prompt_key=question", "data", "no column question"),
+        ("trainer.device=cuda", "devices", "but no GPU here"),
         ("algorithm.adv_estimator=gae", "configuration", "critic"),
     ],
 )
