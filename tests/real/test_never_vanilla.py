@@ -50,6 +50,10 @@ def test_the_papers_settings(tmp_path):
             ["bypass_mode=True", "prefix_in_loss=True"],
         ),
         (
+            ["+rpo=enabled", "rpo.loss.prefix_in_loss=true", "algorithm.rollout_correction.rollout_is=token"],
+            ["rollout_is=token", "prefix_in_loss=True"],
+        ),
+        (
             ["+rpo=enabled", "actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager"],
             ["agent_loop_manager_class=my.Manager"],
         ),
