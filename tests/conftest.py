@@ -22,6 +22,14 @@ SMALL = {
     "TEST_FREQ": "-1",
 }
 
+#: RPO where a few steps have to show it: no full steps in between, suffixes of up to half an answer, no validation.
+FROM_PREFIXES = (
+    "+rpo=enabled",
+    "rpo.rollout.full_rollout_every=0",
+    "rpo.truncation.max_fraction=0.5",
+    "trainer.val_before_train=false",
+)
+
 
 @dataclass
 class Run:

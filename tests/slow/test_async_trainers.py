@@ -6,7 +6,7 @@
 import json
 
 import pytest
-from conftest import run_recipe
+from conftest import FROM_PREFIXES, run_recipe
 
 STEPS, MORE = 6, 2
 QUESTIONS, GROUP_SIZE = 4, 4
@@ -27,13 +27,10 @@ MODES = {
 def train(folder, data_dir, mode, steps):
     run = run_recipe(
         folder,
-        "+rpo=enabled",
-        "rpo.rollout.full_rollout_every=0",
-        "rpo.truncation.max_fraction=0.5",
+        *FROM_PREFIXES,
         "rpo.cache.max_failures=null",
         f"trainer.v1.trainer_mode={mode}",
         *MODES[mode],
-        "trainer.val_before_train=false",
         "trainer.save_freq=2",
         "trainer.resume_mode=auto",
         f"trainer.rollout_data_dir={folder / 'rollouts'}",

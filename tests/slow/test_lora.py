@@ -1,6 +1,6 @@
 """LoRA: adapters are trained on suffixes, and vLLM generates with them."""
 
-from conftest import run_recipe
+from conftest import FROM_PREFIXES, run_recipe
 
 STEPS = 4
 
@@ -8,10 +8,7 @@ STEPS = 4
 def test_adapters_train_behind_prefixes(data_dir, tmp_path):
     run = run_recipe(
         tmp_path,
-        "+rpo=enabled",
-        "rpo.rollout.full_rollout_every=0",
-        "rpo.truncation.max_fraction=0.5",
-        "trainer.val_before_train=false",
+        *FROM_PREFIXES,
         "actor_rollout_ref.model.lora_rank=8",
         "actor_rollout_ref.model.lora_alpha=16",
         "actor_rollout_ref.rollout.load_format=safetensors",

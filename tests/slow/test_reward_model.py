@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, run_recipe
+from conftest import FROM_PREFIXES, TINY, run_recipe
 from transformers import AutoTokenizer, Qwen2ForSequenceClassification
 
 STEPS = 4
@@ -32,10 +32,7 @@ def test_the_reward_model_scores_whole_responses(place, reward_model, data_dir, 
     function = Path(__file__).with_name("model_reward.py") if separate else "null"
     run = run_recipe(
         tmp_path,
-        "+rpo=enabled",
-        "rpo.rollout.full_rollout_every=0",
-        "rpo.truncation.max_fraction=0.5",
-        "trainer.val_before_train=false",
+        *FROM_PREFIXES,
         f"trainer.rollout_data_dir={tmp_path / 'rollouts'}",
         f"reward.custom_reward_function.path={function}",
         "reward.reward_model.enable=true",
