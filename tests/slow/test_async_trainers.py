@@ -4,12 +4,19 @@
 """
 
 import json
+import math
 
 import pytest
 from conftest import FROM_PREFIXES, run_recipe
 
 STEPS, MORE = 6, 2
 QUESTIONS, GROUP_SIZE = 4, 4
+#: Rollouts are one update old or more here, so that importance weights differ from 1 and some tokens are rejected.
+CORRECTION = (
+    "algorithm.rollout_correction.rollout_is=token",
+    "algorithm.rollout_correction.rollout_rs=token_k1",
+    "algorithm.rollout_correction.rollout_rs_threshold=0.9_1.1",
+)
 MODES = {
     "colocate_async": ["trainer.v1.colocate_async.num_warmup_batches=2"],
     "separate_async": [
@@ -29,6 +36,7 @@ def train(folder, data_dir, mode, steps):
         folder,
         *FROM_PREFIXES,
         "rpo.cache.max_failures=null",
+        *CORRECTION,
         f"trainer.v1.trainer_mode={mode}",
         *MODES[mode],
         "trainer.save_freq=2",
@@ -73,6 +81,16 @@ def test_veRLs_staleness_counts_the_prefix(runs):
             counted += 1
             assert step["training/off_policy/trajectory_staleness_worst/max"] >= step["step"] - 1 - min(oldest)
     assert counted
+
+
+def test_rollout_correction_weighs_and_rejects_behind_prefixes(runs):
+    steps = [step for run in runs for step in run.steps if step["rpo/groups/prefixed_total"] > 0]
+    for step in steps:
+        assert 0 <= step["rollout_corr/rollout_rs_masked_fraction"] < 1
+        assert step["rollout_corr/rollout_is_max"] <= 2
+        assert math.isfinite(step["actor/grad_norm"])
+    assert any(step["rollout_corr/rollout_rs_masked_fraction"] > 0 for step in steps)
+    assert any(abs(step["rollout_corr/rollout_is_mean"] - 1) > 1e-4 for step in steps)
 
 
 def test_the_cache_is_there_after_a_restart(runs):

@@ -2,9 +2,11 @@
 node ends the run as veRL ends it, and the last checkpoint and its cache resume.
 """
 
+import re
 import signal
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,10 +17,10 @@ from ray.cluster_utils import Cluster
 from rpo_verl.core import store
 
 STEPS = 4
+#: The second response of the last step: three steps of 4 x 4 come before it.
+HELD = 3 * 16 + 2
 #: Always the most probable token, so that two runs sample the same; the entropy bonus moves the weights.
 SETTINGS = (
-    "+rpo=enabled",
-    "rpo.rollout.full_rollout_every=0",
     "actor_rollout_ref.rollout.top_k=1",
     "actor_rollout_ref.actor.entropy_coeff=0.01",
     "actor_rollout_ref.rollout.agent.num_workers=2",
@@ -47,11 +49,18 @@ def cluster(monkeypatch):
     cluster.shutdown()
 
 
-def train(folder, data_dir, *overrides, steps=STEPS):
+def train(folder, data_dir, *overrides, steps=STEPS, rpo=True):
+    with_rpo = ("+rpo=enabled", "rpo.rollout.full_rollout_every=0") if rpo else ()
     return run_recipe(
-        folder, *SETTINGS, *overrides, STEPS=str(steps), DATA_DIR=str(data_dir), LEARNING_RATE_SCHEDULE="constant",
+        folder,
+        *with_rpo,
+        *SETTINGS,
+        *overrides,
+        STEPS=str(steps),
+        DATA_DIR=str(data_dir),
+        LEARNING_RATE_SCHEDULE="constant",
         OMP_NUM_THREADS="1",
-    )  # fmt: skip
+    )
 
 
 def on_two_nodes(cluster, folder):
@@ -84,34 +93,58 @@ def test_two_nodes_do_what_one_does(cluster, data_dir, tmp_path):
     assert entries(tmp_path / "one", STEPS) == entries(tmp_path / "two", STEPS)
 
 
-def test_a_lost_node_leaves_checkpoint_and_cache(cluster, data_dir, tmp_path):
-    checkpoints = tmp_path / "checkpoints"
+@pytest.fixture(scope="module")
+def ends():
+    """How each run with a lost node ended: the last exception's name."""
+    return {}
+
+
+@pytest.mark.parametrize("rpo", [False, True], ids=["veRL alone", "with RPO"])
+def test_a_node_lost_within_a_rollout(rpo, ends, cluster, data_dir, tmp_path):
+    checkpoints, marker = tmp_path / "checkpoints", tmp_path / "holding"
     tracker = checkpoints / "latest_checkpointed_iteration.txt"
+    seen = {}
 
     def lose_a_node():
-        while not (tracker.exists() and tracker.read_text().strip() == "3"):
-            time.sleep(0.05)
-        # In the rollout of step 4 or close to it; with the raylet go all its workers.
-        time.sleep(0.5)
-        (node,) = [node for node in cluster.worker_nodes]
+        while not marker.exists():
+            time.sleep(0.02)
+        seen["saved"] = int(tracker.read_text())
+        (node,) = cluster.worker_nodes
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        # With the raylet go all its workers.
         for process in [*raylet.children(recursive=True), raylet]:
             process.send_signal(signal.SIGKILL)
 
     thread = threading.Thread(target=lose_a_node, daemon=True)
     thread.start()
-    lost = train(tmp_path, data_dir, *on_two_nodes(cluster, tmp_path), steps=1000)
+    lost = train(
+        tmp_path,
+        data_dir,
+        *on_two_nodes(cluster, tmp_path),
+        f"reward.custom_reward_function.path={Path(__file__).parent / 'holding_reward.py'}",
+        f"+reward.custom_reward_function.reward_kwargs={{hold: {HELD}, marker: '{marker}'}}",
+        steps=1000,
+        rpo=rpo,
+    )
     thread.join(1)
     assert not thread.is_alive()
     assert lost.returncode != 0
-    saved = int(tracker.read_text())
-    assert saved >= 3
-    held = entries(tmp_path, saved)
+    # The step whose response is held back neither ended nor saved anything.
+    assert seen["saved"] == int(tracker.read_text()) == STEPS - 1
+    assert [step["step"] for step in lost.steps] == list(range(1, STEPS))
+    ends[rpo] = re.findall(r"^(?:\S+ )*?([\w.]*(?:Error|Exception)\b)", lost.output, re.MULTILINE)[-1]
+    if not rpo:
+        return
+    assert ends[True] == ends[False]
+    held = entries(tmp_path, STEPS - 1)
     assert len(held) == 8
     ray.shutdown()
     cluster.shutdown()
     (tmp_path / "metrics.jsonl").unlink()
-    resumed = train(tmp_path, data_dir, "trainer.n_gpus_per_node=2", steps=saved + 1)
+    resumed = train(tmp_path, data_dir, "trainer.n_gpus_per_node=2", steps=STEPS)
     assert resumed.returncode == 0, resumed.output[-4000:]
-    assert [step["step"] for step in resumed.steps] == [saved + 1]
+    assert [step["step"] for step in resumed.steps] == [STEPS]
     assert resumed.steps[0]["rpo/groups/full_total"] == 0
+    # Only the groups of the resumed step have changed the cache.
+    asked = sum(resumed.steps[0][f"rpo/groups/{kind}_total"] for kind in ("prefixed", "refreshed"))
+    assert sum(before != after for before, after in zip(held, entries(tmp_path, STEPS), strict=True)) <= asked == 4
