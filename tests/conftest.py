@@ -63,7 +63,12 @@ def _run(command: list[str], folder: Path, environment: dict[str, str], timeout:
 def run_recipe(folder: Path, *overrides: str, timeout: float = 900, **environment: str) -> Run:
     """Run recipes/tiny_reasoner through veRL's command line."""
     script = ROOT / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
-    settings = SMALL | {"PYTHON": sys.executable, "RUN_DIR": str(folder)} | environment
+    return run_script(script, folder, *overrides, timeout=timeout, **(SMALL | environment))
+
+
+def run_script(script: Path, folder: Path, *overrides: str, timeout: float = 900, **environment: str) -> Run:
+    """Run a recipe whose knobs `PYTHON` and `RUN_DIR` say with what and where."""
+    settings = {"PYTHON": sys.executable, "RUN_DIR": str(folder)} | environment
     return _run(["bash", str(script), *overrides], folder, settings, timeout)
 
 

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# GRPO for Qwen2.5-7B-Instruct on GSM8K and MATH, with the settings of veRL's example for Qwen2-7B on the same data
+# (examples/grpo_trainer), on FSDP2 and with dynamic batches.
+set -xeuo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+REPO_DIR=${REPO_DIR:-$(cd "$HERE/../.." && pwd)}
+source "$HERE/../scale.sh"
+
+############################# knobs #############################
+PYTHON=${PYTHON:-python3}
+MODEL_PATH=${MODEL_PATH:-Qwen/Qwen2.5-7B-Instruct}
+DATA_DIR=${DATA_DIR:-$HOME/data}
+TRAIN_FILES=${TRAIN_FILES:-"['$DATA_DIR/gsm8k/train.parquet','$DATA_DIR/math/train.parquet']"}
+VAL_FILES=${VAL_FILES:-"['$DATA_DIR/gsm8k/test.parquet','$DATA_DIR/math/test.parquet']"}
+REWARD_FILE=${REWARD_FILE:-$REPO_DIR/rpo_verl/rewards/math.py}
+EXPERIMENT=${EXPERIMENT:-qwen2.5_7b_grpo}
+RUN_DIR=${RUN_DIR:-runs/qwen2_5/$EXPERIMENT}
+LOGGER=${LOGGER:-"['console','file','tensorboard']"}
+
+EPOCHS=${EPOCHS:-15}
+SEED=${SEED:-42}
+QUESTIONS_PER_STEP=${QUESTIONS_PER_STEP:-512}
+MINI_BATCH=${MINI_BATCH:-128}
+GROUP_SIZE=${GROUP_SIZE:-5}
+MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-512}
+MAX_RESPONSE_LENGTH=${MAX_RESPONSE_LENGTH:-512}
+LEARNING_RATE=${LEARNING_RATE:-1e-6}
+KL_COEF=${KL_COEF:-0.001}
+
+# Per GPU.
+MAX_TOKENS_PER_GPU=${MAX_TOKENS_PER_GPU:-$((16 * (MAX_PROMPT_LENGTH + MAX_RESPONSE_LENGTH)))}
+ROLLOUT_TP=${ROLLOUT_TP:-2}
+GPU_MEMORY_UTILIZATION=${GPU_MEMORY_UTILIZATION:-0.6}
+USE_REMOVE_PADDING=${USE_REMOVE_PADDING:-True}
+TEST_FREQ=${TEST_FREQ:-5}
+SAVE_FREQ=${SAVE_FREQ:-20}
+#################################################################
+
+export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$RUN_DIR/metrics.jsonl}
+export TENSORBOARD_DIR=${TENSORBOARD_DIR:-$RUN_DIR/tensorboard}
+
+DATA=(
+    data.train_files="$TRAIN_FILES"
+    data.val_files="$VAL_FILES"
+    data.train_batch_size="$QUESTIONS_PER_STEP"
+    data.max_prompt_length="$MAX_PROMPT_LENGTH"
+    data.max_response_length="$MAX_RESPONSE_LENGTH"
+    data.filter_overlong_prompts=True
+    data.truncation=error
+    data.seed="$SEED"
+    reward.custom_reward_function.path="$REWARD_FILE"
+)
+
+MODEL=(
+    actor_rollout_ref.model.path="$MODEL_PATH"
+    actor_rollout_ref.model.use_remove_padding="$USE_REMOVE_PADDING"
+)
+
+ACTOR=(
+    algorithm.adv_estimator=grpo
+    actor_rollout_ref.actor.strategy=fsdp2
+    actor_rollout_ref.actor.optim.lr="$LEARNING_RATE"
+    actor_rollout_ref.actor.ppo_mini_batch_size="$MINI_BATCH"
+    actor_rollout_ref.actor.use_dynamic_bsz=True
+    actor_rollout_ref.actor.ppo_max_token_len_per_gpu="$MAX_TOKENS_PER_GPU"
+    actor_rollout_ref.actor.use_kl_loss=True
+    actor_rollout_ref.actor.kl_loss_coef="$KL_COEF"
+    actor_rollout_ref.actor.fsdp_config.param_offload="$OFFLOAD"
+    actor_rollout_ref.actor.fsdp_config.optimizer_offload="$OFFLOAD"
+    actor_rollout_ref.ref.fsdp_config.param_offload=True
+)
+
+ROLLOUT=(
+    actor_rollout_ref.rollout.name=vllm
+    actor_rollout_ref.rollout.n="$GROUP_SIZE"
+    actor_rollout_ref.rollout.tensor_model_parallel_size="$ROLLOUT_TP"
+    actor_rollout_ref.rollout.gpu_memory_utilization="$GPU_MEMORY_UTILIZATION"
+)
+
+TRAINER=(
+    trainer.logger="$LOGGER"
+    trainer.project_name=rpo_verl_qwen2_5
+    trainer.experiment_name="$EXPERIMENT"
+    trainer.nnodes="$NNODES"
+    trainer.n_gpus_per_node="$N_GPUS_PER_NODE"
+    trainer.total_epochs="$EPOCHS"
+    trainer.test_freq="$TEST_FREQ"
+    trainer.save_freq="$SAVE_FREQ"
+    trainer.default_local_dir="$RUN_DIR/checkpoints"
+    hydra.run.dir="$RUN_DIR/hydra"
+)
+
+"$PYTHON" -m verl.trainer.main_ppo \
+    "${DATA[@]}" \
+    "${MODEL[@]}" \
+    "${ACTOR[@]}" \
+    "${ROLLOUT[@]}" \
+    "${TRAINER[@]}" \
+    "$@"
