@@ -21,11 +21,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(max_length: int) -> Qwen2Tokenizer:
-    """The tokenizer of the tiny reasoner."""
-    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+def build_tokenizer(max_length: int, vocab_size: int = 0) -> Qwen2Tokenizer:
+    """The tokenizer of the tiny reasoner.
+
+    Args:
+        max_length: longest text in tokens.
+        vocab_size: fill the vocabulary up to so many tokens with some that no text has.
+    """
+    tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens += [f"<{index}>" for index in range(len(tokens), vocab_size)]
     return Qwen2Tokenizer(
-        vocab={token: index for index, token in enumerate((*SPECIAL, *characters))},
+        vocab={token: index for index, token in enumerate(tokens)},
         merges=[],
         pad_token=PAD,
         unk_token=PAD,
