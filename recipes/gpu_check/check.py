@@ -2,8 +2,8 @@
 
 All lengths are fixed: no response ends before its limit, so GRPO generates `response_length` tokens for every sample
 and RPO exactly the `m` tokens that it dropped. Responses are equally long in all arms, so that log-probabilities and
-update have the same work. Times are veRL's, medians over the measured steps; the first two steps (cold cache, warm-up) are not
-among them.
+update have the same work. Times are veRL's, medians over the measured steps; the first two steps (cold cache, warm-up)
+are not among them.
 """
 
 import argparse
