@@ -8,7 +8,7 @@ BIN := .venv/bin
 ARGS ?=
 VERL ?= 0.9.1
 
-.PHONY: demo demo-dapo test test-slow bench-cache bench-data-path crash-test contract setup lint lock pretrain clean
+.PHONY: demo demo-dapo test test-slow test-recipes docs bench-cache bench-data-path crash-test contract setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python examples/tiny_reasoner/demo.py $(ARGS)
@@ -16,15 +16,21 @@ demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs
 demo-dapo: setup  ## the same for DAPO against DAPO+RPO, in runs/demo-dapo
 	$(BIN)/python examples/tiny_reasoner/demo.py --algorithm dapo $(ARGS)
 
-test: setup  ## the tests, real runs included; test-slow has the rest
+test: setup  ## the tests, real runs included; test-slow and test-recipes have the rest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --ignore tests/slow $(ARGS)
+	$(BIN)/python -m pytest --ignore tests/slow --ignore tests/recipes/test_two_steps.py $(ARGS)
 
 test-slow: setup  ## more real runs: two simulated nodes, asynchronous trainers, reward models, LoRA, trackers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/trackers \
 		-r requirements/trackers.lock
 	$(BIN)/python -m pytest tests/slow $(ARGS)
+
+test-recipes: setup  ## two real steps of every recipe, the tiny reasoner put in through its knobs
+	$(BIN)/python -m pytest tests/recipes/test_two_steps.py $(ARGS)
+
+docs: setup  ## the documentation site, in build/site
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 bench-cache: setup  ## what the experience cache costs: table and runs/bench/cache.json
 	$(BIN)/python tests/bench/cache.py
