@@ -24,9 +24,11 @@ setup(
         "rpo_verl.cli",
         "rpo_verl.core",
         "rpo_verl.cpu",
+        "rpo_verl.evaluation",
         "rpo_verl.hydra_configs",
         "rpo_verl.integration",
         "rpo_verl.report",
+        "rpo_verl.rewards",
     ],
     package_dir={"rpo_verl.hydra_configs": "hydra_configs"},
     package_data={"rpo_verl.hydra_configs": ["*/*.yaml"]},
@@ -46,6 +48,8 @@ setup(
     extras_require={
         # Exactly veRL's own extras; flash-attn comes through them.
         "gpu": ["verl[vllm,fsdp]==0.9.1"],
+        # The reward function of the recipes and of rpo-verl eval; with the ANTLR runtime that Hydra uses.
+        "math": ["math-verify[antlr4_9_3]>=0.9", "pebble>=5.2"],
         # rpo-verl report
         "report": ["matplotlib>=3.7", "plotly>=6.0", "tensorboard>=2.15"],
     },

@@ -4,7 +4,6 @@
 set -xeuo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-REPO_DIR=${REPO_DIR:-$(cd "$HERE/../.." && pwd)}
 source "$HERE/../scale.sh"
 
 ############################# knobs #############################
@@ -13,7 +12,7 @@ MODEL_PATH=${MODEL_PATH:-deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B}
 DATA_DIR=${DATA_DIR:-$HOME/data}
 TRAIN_FILES=${TRAIN_FILES:-"['$DATA_DIR/open_rs/train.parquet']"}
 VAL_FILES=${VAL_FILES:-"['$DATA_DIR/aime24/test.parquet','$DATA_DIR/amc23/test.parquet','$DATA_DIR/math500/test.parquet']"}
-REWARD_FILE=${REWARD_FILE:-$REPO_DIR/rpo_verl/rewards/math.py}
+REWARD_FILE=${REWARD_FILE:-pkg://rpo_verl.rewards.math}
 EXPERIMENT=${EXPERIMENT:-deepseek_r1_distill_qwen_1.5b_grpo}
 RUN_DIR=${RUN_DIR:-runs/open_rs/$EXPERIMENT}
 LOGGER=${LOGGER:-"['console','file','tensorboard']"}

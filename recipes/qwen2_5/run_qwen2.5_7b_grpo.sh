@@ -4,16 +4,15 @@
 set -xeuo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-REPO_DIR=${REPO_DIR:-$(cd "$HERE/../.." && pwd)}
 source "$HERE/../scale.sh"
 
 ############################# knobs #############################
 PYTHON=${PYTHON:-python3}
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen2.5-7B-Instruct}
 DATA_DIR=${DATA_DIR:-$HOME/data}
-TRAIN_FILES=${TRAIN_FILES:-"['$DATA_DIR/gsm8k/train.parquet','$DATA_DIR/math/train.parquet']"}
-VAL_FILES=${VAL_FILES:-"['$DATA_DIR/gsm8k/test.parquet','$DATA_DIR/math/test.parquet']"}
-REWARD_FILE=${REWARD_FILE:-$REPO_DIR/rpo_verl/rewards/math.py}
+TRAIN_FILES=${TRAIN_FILES:-"['$DATA_DIR/gsm8k/train.parquet','$DATA_DIR/math_dataset/train.parquet']"}
+VAL_FILES=${VAL_FILES:-"['$DATA_DIR/gsm8k/test.parquet','$DATA_DIR/math_dataset/test.parquet']"}
+REWARD_FILE=${REWARD_FILE:-pkg://rpo_verl.rewards.math}
 EXPERIMENT=${EXPERIMENT:-qwen2.5_7b_grpo}
 RUN_DIR=${RUN_DIR:-runs/qwen2_5/$EXPERIMENT}
 LOGGER=${LOGGER:-"['console','file','tensorboard']"}

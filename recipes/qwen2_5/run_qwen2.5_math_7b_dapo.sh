@@ -4,7 +4,6 @@
 set -xeuo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-REPO_DIR=${REPO_DIR:-$(cd "$HERE/../.." && pwd)}
 source "$HERE/../scale.sh"
 
 ############################# knobs #############################
@@ -13,7 +12,7 @@ MODEL_PATH=${MODEL_PATH:-Qwen/Qwen2.5-Math-7B}
 DATA_DIR=${DATA_DIR:-$HOME/data}
 TRAIN_FILES=${TRAIN_FILES:-"['$DATA_DIR/dapo_math_17k/train.parquet']"}
 VAL_FILES=${VAL_FILES:-"['$DATA_DIR/aime24/test.parquet']"}
-REWARD_FILE=${REWARD_FILE:-$REPO_DIR/rpo_verl/rewards/math.py}
+REWARD_FILE=${REWARD_FILE:-pkg://rpo_verl.rewards.math}
 EXPERIMENT=${EXPERIMENT:-qwen2.5_math_7b_dapo}
 RUN_DIR=${RUN_DIR:-runs/qwen2_5/$EXPERIMENT}
 LOGGER=${LOGGER:-"['console','file','tensorboard']"}

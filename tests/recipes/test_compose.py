@@ -2,6 +2,7 @@
 
 import subprocess
 import warnings
+from pathlib import Path
 
 import pytest
 import verl  # noqa: F401 - loads the plug-in, whose groups Hydra has to find
@@ -87,6 +88,13 @@ def test_every_key_is_one_that_veRL_reads(script, tmp_path):
         # Without a plus sign Hydra itself refuses what is not in veRL's configuration.
         assert not override.startswith("+") or override.startswith(ADDED), override
         assert not override.removeprefix("+").startswith(IGNORED), override
+
+
+def test_a_script_makes_the_data_that_each_recipe_reads(tmp_path):
+    for script in SCRIPTS:
+        config = composed(overrides_of(script, tmp_path))
+        for path in map(Path, [*config.data.train_files, *config.data.val_files]):
+            assert (ROOT / "examples" / "data_preprocess" / f"{path.parent.name}.py").exists(), path
 
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script.stem.endswith("_rpo")], ids=str)

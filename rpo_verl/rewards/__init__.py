@@ -1,0 +1,1 @@
+"""Reward functions for veRL's `reward.custom_reward_function`."""
