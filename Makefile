@@ -8,7 +8,7 @@ BIN := .venv/bin
 ARGS ?=
 VERL ?= 0.9.1
 
-.PHONY: demo demo-dapo test test-slow test-recipes docs bench-cache bench-data-path crash-test contract setup lint lock pretrain clean
+.PHONY: demo demo-dapo test test-slow test-recipes docs docs-serve bench-cache bench-data-path crash-test contract setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python examples/tiny_reasoner/demo.py $(ARGS)
@@ -30,7 +30,10 @@ test-recipes: setup  ## two real steps of every recipe, the tiny reasoner put in
 	$(BIN)/python -m pytest tests/recipes/test_two_steps.py $(ARGS)
 
 docs: setup  ## the documentation site, in build/site
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+
+docs-serve: setup  ## the site on localhost, rebuilt on every change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 bench-cache: setup  ## what the experience cache costs: table and runs/bench/cache.json
 	$(BIN)/python tests/bench/cache.py
