@@ -19,15 +19,15 @@ demo-dapo: setup  ## the same for DAPO against DAPO+RPO, in runs/demo-dapo
 test: setup  ## the tests, real runs included; test-slow and test-recipes have the rest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --ignore tests/slow --ignore tests/recipes/test_two_steps.py $(ARGS)
+	$(BIN)/python -m pytest --ignore tests/slow --ignore-glob 'tests/recipes/test_run_*' $(ARGS)
 
 test-slow: setup  ## more real runs: two simulated nodes, asynchronous trainers, reward models, LoRA, trackers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/trackers \
 		-r requirements/trackers.lock
 	$(BIN)/python -m pytest tests/slow $(ARGS)
 
-test-recipes: setup  ## two real steps of every recipe, the tiny reasoner put in through its knobs
-	$(BIN)/python -m pytest tests/recipes/test_two_steps.py $(ARGS)
+test-recipes: setup  ## two real steps of every recipe with the tiny reasoner, and gpu_check with a small shape
+	$(BIN)/python -m pytest tests/recipes/test_run_*.py $(ARGS)
 
 docs: setup  ## the documentation site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
