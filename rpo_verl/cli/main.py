@@ -9,11 +9,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from rpo_verl.cli import cache, rollouts
+from rpo_verl.cli import cache, evaluate, rollouts
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Tools around RPO for veRL.")
 app.add_typer(cache.app, name="cache")
 app.add_typer(rollouts.app, name="rollouts")
+app.command("eval")(evaluate.evaluate)
+app.command("eval-compare")(evaluate.compare_evaluations)
 
 
 @app.command()
