@@ -5,6 +5,7 @@ Registering on import keeps the entry point light: a process that never imports 
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import wrapt
@@ -13,15 +14,27 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+import rpo_verl
 from rpo_verl.config import RPOConfig
 from rpo_verl.integration import contract
+
+
+def config_folder() -> Path:
+    """Where the groups are: inside the package as its wheel installs it, beside it in a checkout.
+
+    By the package that is imported and not by name: with `python -m` in the root of a checkout, that is the checkout's,
+    whatever is installed.
+    """
+    package = Path(rpo_verl.__file__).parent
+    inside = package / "hydra_configs"
+    return inside if inside.is_dir() else package.parent / "hydra_configs"
 
 
 class RPOSearchPath(SearchPathPlugin):
     """Appends `hydra_configs/`, so that a user's own configuration of the same name wins."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append(provider="rpo_verl", path="pkg://rpo_verl.hydra_configs")
+        search_path.append(provider="rpo_verl", path=f"file://{config_folder()}")
 
 
 def add_search_path() -> None:

@@ -1,5 +1,10 @@
 """Nothing that keeps RPO from working lets veRL train on without it: a non-zero status and one message instead."""
 
+import os
+import subprocess
+import sys
+import sysconfig
+
 import pytest
 import yaml
 from conftest import ROOT, run_main_ppo, run_recipe
@@ -22,6 +27,17 @@ def test_preflight_prints_the_options(tmp_path, wheel_dir, install):
     options = yaml.safe_load(run.output[run.output.index("# @package rpo") :])
     assert options["truncation"]["max_tokens"] == 500
     assert options["reward"]["alpha"] == 0.01
+
+
+def test_preflight_in_the_root_of_a_checkout(wheel_dir):
+    # `python -m` puts the root first, whose package then stands in for the installed one. Without `site` nothing of the
+    # editable installation is there that would help.
+    path = os.pathsep.join([str(wheel_dir), sysconfig.get_paths()["purelib"]])
+    command = [sys.executable, "-S", "-m", "verl.trainer.main_ppo", "hydra.output_subdir=null", *PREFLIGHT]
+    environment = os.environ | {"PYTHONPATH": path, "VERL_PLATFORM": "cpu"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert yaml.safe_load(run.stdout[run.stdout.index("# @package rpo") :])["reward"]["alpha"] == 0.01
 
 
 def test_the_papers_settings(tmp_path):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from conftest import ROOT
 
-FOLDERS = ("open_rs", "qwen2_5")
+RECIPES = ROOT / "recipes"
 SCRIPTS = sorted(
-    path.relative_to(ROOT / "recipes") for folder in FOLDERS for path in ROOT.glob(f"recipes/{folder}/*.sh")
+    path.relative_to(RECIPES) for folder in ("open_rs", "qwen2_5") for path in RECIPES.glob(f"{folder}/*.sh")
 )
 SCALES = {
     "one_gpu": {},
@@ -24,8 +24,6 @@ def arguments(script: Path, folder: Path, *more: str, scale: str = "one_node", *
     recorder, written = folder / "python", folder / "arguments"
     recorder.write_text(RECORDER)
     recorder.chmod(0o755)
-    environment = (
-        os.environ | {"PYTHON": str(recorder), "ARGUMENTS": str(written), "SCALE": scale} | SCALES[scale] | knobs
-    )
-    subprocess.run(["bash", str(ROOT / "recipes" / script), *more], env=environment, check=True, capture_output=True)
+    settings = {"PYTHON": str(recorder), "ARGUMENTS": str(written), "SCALE": scale} | SCALES[scale] | knobs
+    subprocess.run(["bash", str(RECIPES / script), *more], env=os.environ | settings, check=True, capture_output=True)
     return written.read_text().splitlines()
