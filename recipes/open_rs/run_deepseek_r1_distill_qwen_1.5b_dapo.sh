@@ -4,6 +4,7 @@ set -xeuo pipefail
 
 ############################# knobs #############################
 export EXPERIMENT=${EXPERIMENT:-deepseek_r1_distill_qwen_1.5b_dapo}
+export KL_COEF=${KL_COEF:-0}
 export MAX_RESPONSE_LENGTH=${MAX_RESPONSE_LENGTH:-4096}
 OVERLONG_BUFFER=${OVERLONG_BUFFER:-$((MAX_RESPONSE_LENGTH / 8))}
 #################################################################
@@ -13,7 +14,6 @@ DAPO=(
     actor_rollout_ref.actor.clip_ratio_high=0.28
     actor_rollout_ref.actor.clip_ratio_c=10.0
     actor_rollout_ref.actor.loss_agg_mode=token-mean
-    actor_rollout_ref.actor.use_kl_loss=False
     reward.reward_manager.name=dapo
     +reward.reward_kwargs.overlong_buffer_cfg="{enable: true, len: $OVERLONG_BUFFER, penalty_factor: 1.0, log: false}"
     +reward.reward_kwargs.max_resp_len="$MAX_RESPONSE_LENGTH"

@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # The GRPO script beside this one with RPO, and nothing else. RPO=paper takes the paper's literal settings.
-set -euo pipefail
+set -xeuo pipefail
 
-export EXPERIMENT=${EXPERIMENT:-deepseek_r1_distill_qwen_1.5b_grpo_rpo}
-exec bash "$(dirname "${BASH_SOURCE[0]}")/run_deepseek_r1_distill_qwen_1.5b_grpo.sh" +rpo="${RPO:-enabled}" "$@"
+############################# knobs #############################
+RPO=${RPO:-enabled}
+export EXPERIMENT=${EXPERIMENT:-${MODEL_NAME:-deepseek_r1_distill_qwen_1.5b}_grpo_rpo_$RPO}
+#################################################################
+
+exec bash "$(dirname "${BASH_SOURCE[0]}")/run_deepseek_r1_distill_qwen_1.5b_grpo.sh" +rpo="$RPO" "$@"

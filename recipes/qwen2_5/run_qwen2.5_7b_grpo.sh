@@ -4,9 +4,11 @@
 set -xeuo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+############################# knobs #############################
+# SCALE, NNODES, N_GPUS_PER_NODE, OFFLOAD, OFFLOAD_POLICY, ROLLOUT_TP
+MODEL_SIZE=${MODEL_SIZE:-7B}
 source "$HERE/../scale.sh"
 
-############################# knobs #############################
 PYTHON=${PYTHON:-python3}
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen2.5-7B-Instruct}
 DATA_DIR=${DATA_DIR:-$HOME/data}
@@ -14,8 +16,8 @@ TRAIN_FILES=${TRAIN_FILES:-"['$DATA_DIR/gsm8k/train.parquet','$DATA_DIR/math_dat
 VAL_FILES=${VAL_FILES:-"['$DATA_DIR/gsm8k/test.parquet','$DATA_DIR/math_dataset/test.parquet']"}
 REWARD_FILE=${REWARD_FILE:-pkg://rpo_verl.rewards.math}
 EXPERIMENT=${EXPERIMENT:-qwen2.5_7b_grpo}
-RUN_DIR=${RUN_DIR:-runs/qwen2_5/$EXPERIMENT}
-LOGGER=${LOGGER:-"['console','file','tensorboard']"}
+RUN_DIR=${RUN_DIR:-$PWD/runs/qwen2_5/$EXPERIMENT}
+LOGGER=${LOGGER:-"['console','tensorboard']"}
 
 EPOCHS=${EPOCHS:-15}
 SEED=${SEED:-42}
@@ -34,6 +36,7 @@ GPU_MEMORY_UTILIZATION=${GPU_MEMORY_UTILIZATION:-0.6}
 USE_REMOVE_PADDING=${USE_REMOVE_PADDING:-True}
 TEST_FREQ=${TEST_FREQ:-5}
 SAVE_FREQ=${SAVE_FREQ:-20}
+KEEP=${KEEP:-2}
 #################################################################
 
 export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$RUN_DIR/metrics.jsonl}
@@ -46,7 +49,6 @@ DATA=(
     data.max_prompt_length="$MAX_PROMPT_LENGTH"
     data.max_response_length="$MAX_RESPONSE_LENGTH"
     data.filter_overlong_prompts=True
-    data.truncation=error
     data.seed="$SEED"
     reward.custom_reward_function.path="$REWARD_FILE"
 )
@@ -63,12 +65,14 @@ ACTOR=(
     actor_rollout_ref.actor.ppo_mini_batch_size="$MINI_BATCH"
     actor_rollout_ref.actor.use_dynamic_bsz=True
     actor_rollout_ref.actor.ppo_max_token_len_per_gpu="$MAX_TOKENS_PER_GPU"
-    actor_rollout_ref.actor.use_kl_loss=True
-    actor_rollout_ref.actor.kl_loss_coef="$KL_COEF"
     actor_rollout_ref.actor.fsdp_config.param_offload="$OFFLOAD"
     actor_rollout_ref.actor.fsdp_config.optimizer_offload="$OFFLOAD"
-    actor_rollout_ref.ref.fsdp_config.param_offload=True
+    actor_rollout_ref.actor.fsdp_config.offload_policy="$OFFLOAD_POLICY"
 )
+
+if [[ $KL_COEF != 0 ]]; then
+    ACTOR+=(actor_rollout_ref.actor.use_kl_loss=True actor_rollout_ref.actor.kl_loss_coef="$KL_COEF")
+fi
 
 ROLLOUT=(
     actor_rollout_ref.rollout.name=vllm
@@ -86,8 +90,12 @@ TRAINER=(
     trainer.total_epochs="$EPOCHS"
     trainer.test_freq="$TEST_FREQ"
     trainer.save_freq="$SAVE_FREQ"
+    trainer.max_actor_ckpt_to_keep="$KEEP"
     trainer.default_local_dir="$RUN_DIR/checkpoints"
     hydra.run.dir="$RUN_DIR/hydra"
+    # Ray that runs already does not hand the environment on.
+    +ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH="$VERL_FILE_LOGGER_PATH"
+    +ray_kwargs.ray_init.runtime_env.env_vars.TENSORBOARD_DIR="$TENSORBOARD_DIR"
 )
 
 "$PYTHON" -m verl.trainer.main_ppo \

@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # The GRPO script beside this one with RPO, and nothing else. RPO=paper takes the paper's literal settings.
-set -euo pipefail
+set -xeuo pipefail
 
-export EXPERIMENT=${EXPERIMENT:-qwen2.5_7b_grpo_rpo}
-exec bash "$(dirname "${BASH_SOURCE[0]}")/run_qwen2.5_7b_grpo.sh" +rpo="${RPO:-enabled}" "$@"
+############################# knobs #############################
+RPO=${RPO:-enabled}
+export EXPERIMENT=${EXPERIMENT:-qwen2.5_7b_grpo_rpo_$RPO}
+#################################################################
+
+exec bash "$(dirname "${BASH_SOURCE[0]}")/run_qwen2.5_7b_grpo.sh" +rpo="$RPO" "$@"

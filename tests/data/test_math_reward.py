@@ -193,8 +193,8 @@ def test_a_ground_truth_that_means_nothing_is_an_error(truth):
 
 
 def test_a_ground_truth_that_takes_for_ever_is_an_error():
-    with pytest.raises(ValueError, match=r"takes math-verify more than timeout=1.0 s\."):
-        score("\\boxed{42}", "9^{9^{9^9}}", timeout=1.0)
+    with pytest.raises(ValueError, match=r"takes math-verify more than 10 \* timeout = 3.0 s\."):
+        score("\\boxed{42}", "9^{9^{9^9}}", timeout=0.3)
 
 
 def test_memory_is_limited():

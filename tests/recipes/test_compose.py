@@ -15,14 +15,17 @@ from verl.utils.config import omega_conf_to_dataclass, validate_config
 
 from rpo_verl.integration.settings import read_options
 
-#: What a plus sign may add: RPO's group, and what veRL's DAPO reward manager reads and veRL's configuration lacks.
-ADDED = ("+rpo=", "+reward.reward_kwargs.")
+#: What a plus sign may add: RPO's group, what veRL's DAPO reward manager reads and veRL's configuration lacks, and what
+#: Ray hands to its workers.
+ADDED = ("+rpo=", "+reward.reward_kwargs.", "+ray_kwargs.ray_init.runtime_env.env_vars.")
 #: Accepted by veRL 0.9.1 and not read by the trainer that runs, or deprecated there.
 IGNORED = (
     "reward_model.",
     "custom_reward_function.",
     "sandbox_fusion.",
     "data.val_batch_size",
+    "data.truncation",
+    "actor_rollout_ref.ref.fsdp_config.param_offload",
     "algorithm.filter_groups.max_num_gen_batches",
     "actor_rollout_ref.rollout.mode",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size=",
@@ -88,6 +91,9 @@ def test_every_key_is_one_that_veRL_reads(script, tmp_path):
         # Without a plus sign Hydra itself refuses what is not in veRL's configuration.
         assert not override.startswith("+") or override.startswith(ADDED), override
         assert not override.removeprefix("+").startswith(IGNORED), override
+    config = composed(overrides_of(script, tmp_path))
+    keys = " ".join(overrides_of(script, tmp_path))
+    assert ("kl_loss_coef" in keys) == config.actor_rollout_ref.actor.use_kl_loss
 
 
 def test_a_script_makes_the_data_that_each_recipe_reads(tmp_path):
@@ -104,6 +110,8 @@ def test_rpo_is_one_line_more_than_the_baseline(script, tmp_path):
     without = arguments(baseline, tmp_path, **named)
     assert arguments(script, tmp_path, **named) == [*without, "+rpo=enabled"]
     assert arguments(script, tmp_path, RPO="paper", **named) == [*without, "+rpo=paper"]
+    options = read_options(composed([*without[2:], "+rpo=paper"]))
+    assert options.loss.prefix_in_loss and options.truncation.min_tokens == 0
     # What users add comes last, and wins.
     assert arguments(script, tmp_path, "data.seed=7", **named)[-1] == "data.seed=7"
 
@@ -145,6 +153,26 @@ def test_many_nodes_ask_for_ray(tmp_path):
     with pytest.raises(subprocess.CalledProcessError) as error:
         arguments(SCRIPTS[0], tmp_path, scale="many_nodes", RAY_ADDRESS="")
     assert b"RAY_ADDRESS" in error.value.stderr
+
+
+def test_a_7b_model_on_one_gpu_stays_in_the_machines_memory(tmp_path):
+    for script in SCRIPTS:
+        fsdp = composed(overrides_of(script, tmp_path, "one_gpu")).actor_rollout_ref.actor.fsdp_config
+        assert fsdp.offload_policy == ("7b" in script.stem)
+        assert fsdp.param_offload == fsdp.optimizer_offload == ("7b" not in script.stem)
+
+
+def test_runs_do_not_mix(tmp_path):
+    """Each script, and each method of RPO, has a folder of its own, from which veRL resumes."""
+    folders = set()
+    for script in SCRIPTS:
+        for rpo in ("enabled", "paper"):
+            config = composed(arguments(script, tmp_path, RPO=rpo)[2:])
+            assert Path(config.trainer.default_local_dir).is_absolute()
+            environment = config.ray_kwargs.ray_init.runtime_env.env_vars
+            assert Path(environment.TENSORBOARD_DIR).parent == Path(config.trainer.default_local_dir).parent
+            folders.add(config.trainer.default_local_dir)
+    assert len(folders) == len(SCRIPTS) + sum(script.stem.endswith("_rpo") for script in SCRIPTS)
 
 
 def test_scripts_are_executable():

@@ -29,6 +29,7 @@ def test_two_steps(script, data_dir, tmp_path):
         MAX_RESPONSE_LENGTH="208",
         MAX_TOKENS_PER_GPU="2240",
         OFFLOAD="False",
+        OFFLOAD_POLICY="False",
         USE_REMOVE_PADDING="False",
         LOGGER="['console','file']",
         TEST_FREQ="-1",
