@@ -19,6 +19,7 @@ demo-dapo: setup  ## the same for DAPO against DAPO+RPO, in runs/demo-dapo
 test: setup  ## the tests, real runs included; test-slow and test-recipes have the rest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest --collect-only --quiet tests/slow tests/recipes > /dev/null
 	$(BIN)/python -m pytest --ignore tests/slow --ignore-glob 'tests/recipes/test_run_*' $(ARGS)
 
 test-slow: setup  ## more real runs: two simulated nodes, asynchronous trainers, reward models, LoRA, trackers

@@ -98,7 +98,8 @@ def merge_shards(checkpoint: Checkpoint, out: Path, trust_remote_code: bool) -> 
     )
     if result.returncode != 0:
         shutil.rmtree(temporary, ignore_errors=True)
-        ending = " ".join((result.stderr or result.stdout).strip().splitlines()[-3:])
+        lines = (result.stderr or result.stdout).strip().splitlines()[-3:]
+        ending, *_ = " ".join(map(str.strip, lines)).partition(". ")
         raise EvaluationError(
             f"{checkpoint.name}: veRL's merger cannot put the shards together ({ending}). Save the checkpoint with "
             "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model], which needs no merger"
