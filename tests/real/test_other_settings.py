@@ -1,6 +1,7 @@
 """One run with what else veRL users switch on: RLOO, KL twice, entropy, dynamic batches, several updates per step, an
-asynchronous reward that fails at times, and in the same batches rows of another agent loop and rows whose messages are
-lists of parts, as rows with images have them (images need torchvision, which has no build for a CPU torch here).
+asynchronous reward that fails at times; and in the same batches rows of the tool agent, of an agent loop of two turns,
+and with messages in parts, as rows with images have them (images need torchvision, which has no build for a CPU torch
+here).
 """
 
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from conftest import TINY, run_recipe
 
 from rpo_verl.core import store
@@ -30,14 +32,17 @@ def run(tmp_path_factory, data_dir):
     for split in ("train", "val"):
         rows = pq.read_table(data_dir / f"{split}.parquet").to_pylist()
         for i, row in enumerate(rows):
-            row["agent_name"] = "tool_agent" if i % 4 == 3 else "single_turn_agent"
+            row["agent_name"] = {3: "two_turns", 7: "tool_agent"}.get(i, "single_turn_agent")
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
+    loops = [{"name": "two_turns", "_target_": "two_turns.TwoTurns"}]
+    (folder / "loops.yaml").write_text(yaml.safe_dump(loops))
     shutil.copytree(TINY / "checkpoint", folder / "model")
     (folder / "model" / "chat_template.jinja").write_text(TEMPLATE)
     run = run_recipe(
         folder,
         f"data.custom_cls.path={HERE / 'parts_dataset.py'}",
         "data.custom_cls.name=PartsDataset",
+        f"actor_rollout_ref.rollout.agent.agent_loop_config_path={folder / 'loops.yaml'}",
         "+rpo=enabled",
         "rpo.rollout.full_rollout_every=0",
         "rpo.truncation.max_fraction=0.5",
@@ -53,6 +58,7 @@ def run(tmp_path_factory, data_dir):
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
         "actor_rollout_ref.actor.ppo_epochs=2",
+        PYTHONPATH=str(HERE),
         STEPS=str(STEPS),
         DATA_DIR=str(folder),
         MODEL_PATH=str(folder / "model"),
@@ -76,11 +82,13 @@ def test_the_run_trains_with_all_of_it(run):
 
 def test_rows_that_rpo_does_not_touch_train_beside_its_own(run):
     for step in run.steps:
-        # Questions 3 and 7 are the other loop's, the message of 6 is a list of parts.
-        assert step["rpo/groups/passed_through_total"] == (1 if step["step"] % 2 else 2)
+        odd = step["step"] % 2
+        # Questions 3 and 7 are other loops', the message of 6 is a list of parts.
+        assert step["rpo/groups/passed_through_total"] == (1 if odd else 2)
+        assert step["num_turns/max"] == (4 if odd else 2)
         own = sum(step[f"rpo/groups/{kind}_total"] for kind in ("full", "prefixed", "refreshed"))
-        # Of 0, 1 and 2 the first fails and the second where all its answers are right.
-        assert own in ((1, 2) if step["step"] % 2 else (2,))
+        # Of 0, 1 and 2 the first fails, and the second where all its answers are right.
+        assert own in ((1, 2) if odd else (2,))
 
 
 def test_rewards_keep_their_scale(run):

@@ -1,11 +1,11 @@
-"""Two nodes, simulated by Ray on one machine: `make test-slow`. The same results as one node with two devices; a lost
-node ends the run as veRL ends it, and the last checkpoint and its cache resume.
+"""Two nodes, simulated by Ray on one machine: `make test-slow`. The same results as one node with two devices; a node
+lost within a rollout is to a run with RPO what it is to veRL alone, and the last checkpoint and its cache resume.
 """
 
-import re
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,6 +19,8 @@ from rpo_verl.core import store
 STEPS = 4
 #: The second response of the last step: three steps of 4 x 4 come before it.
 HELD = 3 * 16 + 2
+#: Seconds after the loss of a node in which a run may end by itself.
+PATIENCE_S = 60
 #: Always the most probable token, so that two runs sample the same; the entropy bonus moves the weights.
 SETTINGS = (
     "actor_rollout_ref.rollout.top_k=1",
@@ -63,6 +65,16 @@ def train(folder, data_dir, *overrides, steps=STEPS, rpo=True):
     )
 
 
+def drivers():
+    """The processes of veRL's command line."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "verl.trainer.main_ppo" in process.cmdline():
+                found.append(process)
+    return found
+
+
 def on_two_nodes(cluster, folder):
     return (
         # Workers inherit the environment of the nodes, which were there first, and not that of the command.
@@ -94,13 +106,13 @@ def test_two_nodes_do_what_one_does(cluster, data_dir, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def ends():
-    """How each run with a lost node ended: the last exception's name."""
+def outcomes():
+    """What became of each run that lost a node."""
     return {}
 
 
 @pytest.mark.parametrize("rpo", [False, True], ids=["veRL alone", "with RPO"])
-def test_a_node_lost_within_a_rollout(rpo, ends, cluster, data_dir, tmp_path):
+def test_a_node_lost_within_a_rollout(rpo, outcomes, cluster, data_dir, tmp_path):
     checkpoints, marker = tmp_path / "checkpoints", tmp_path / "holding"
     tracker = checkpoints / "latest_checkpointed_iteration.txt"
     seen = {}
@@ -114,6 +126,10 @@ def test_a_node_lost_within_a_rollout(rpo, ends, cluster, data_dir, tmp_path):
         # With the raylet go all its workers.
         for process in [*raylet.children(recursive=True), raylet]:
             process.send_signal(signal.SIGKILL)
+        _, waiting = psutil.wait_procs(drivers(), timeout=PATIENCE_S)
+        seen["outcome"] = "waits" if waiting else "ends"
+        for process in waiting:
+            process.kill()
 
     thread = threading.Thread(target=lose_a_node, daemon=True)
     thread.start()
@@ -126,16 +142,17 @@ def test_a_node_lost_within_a_rollout(rpo, ends, cluster, data_dir, tmp_path):
         steps=1000,
         rpo=rpo,
     )
-    thread.join(1)
+    thread.join(10)
     assert not thread.is_alive()
     assert lost.returncode != 0
     # The step whose response is held back neither ended nor saved anything.
     assert seen["saved"] == int(tracker.read_text()) == STEPS - 1
     assert [step["step"] for step in lost.steps] == list(range(1, STEPS))
-    ends[rpo] = re.findall(r"^(?:\S+ )*?([\w.]*(?:Error|Exception)\b)", lost.output, re.MULTILINE)[-1]
+    # veRL 0.9.1 waits for the sessions of a rollout worker that is gone; RPO changes nothing about that.
+    outcomes[rpo] = seen["outcome"]
     if not rpo:
         return
-    assert ends[True] == ends.get(False, ends[True])
+    assert outcomes[True] == outcomes.get(False, outcomes[True])
     held = entries(tmp_path, STEPS - 1)
     assert len(held) == 8
     ray.shutdown()
