@@ -89,7 +89,7 @@ def on_two_nodes(cluster, folder):
 
 def entries(folder, step):
     cache, _ = store.load(folder / "checkpoints" / f"global_step_{step}" / "rpo")
-    return [(key, answer.tokens.tolist(), answer.step) for key, answer in cache.items()]
+    return [(key, tuple(answer.tokens.tolist()), answer.step) for key, answer in cache.items()]
 
 
 def test_two_nodes_do_what_one_does(cluster, data_dir, tmp_path):
@@ -160,4 +160,5 @@ def test_a_node_lost_within_a_rollout(rpo, cluster, data_dir, tmp_path):
     assert resumed.steps[0]["rpo/groups/full_total"] == 0
     # Only the groups of the resumed step have changed the cache.
     asked = sum(resumed.steps[0][f"rpo/groups/{kind}_total"] for kind in ("prefixed", "refreshed"))
-    assert sum(before != after for before, after in zip(held, entries(tmp_path, STEPS), strict=True)) <= asked == 4
+    # The order in which they were last used is another matter.
+    assert len(set(held) - set(entries(tmp_path, STEPS))) <= asked == 4
