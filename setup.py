@@ -50,7 +50,7 @@ setup(
         "gpu": ["verl[vllm,fsdp]==0.9.1"],
         # The reward function of the recipes and of rpo-verl eval; with the ANTLR runtime that Hydra uses.
         "math": ["math-verify[antlr4_9_3]>=0.9", "pebble>=5.2"],
-        # rpo-verl report
+        # rpo-verl report, and the curves of rpo-verl eval-compare
         "report": ["matplotlib>=3.7", "plotly>=6.0", "tensorboard>=2.15"],
     },
     entry_points={

@@ -11,7 +11,6 @@ import numpy as np
 from tqdm import tqdm
 
 from rpo_verl.cli.generation import load_reward, repeat_options, start_vllm
-from rpo_verl.cli.generation import read_rows as read_rows  # part of what this module offers
 from rpo_verl.core import store
 from rpo_verl.core.cache import CachedAnswer, ExperienceCache
 from rpo_verl.integration.questions import read_end_ids

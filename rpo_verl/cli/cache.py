@@ -130,7 +130,7 @@ def export(
     cache, manifest = load(folder)
     messages: dict[bytes, Any] = {}
     if text:
-        from rpo_verl.cli.build import read_rows
+        from rpo_verl.cli.generation import read_rows
 
         model = model or manifest.tokenizer.name
         tokenizer = load_tokenizer(model, trust_remote_code)
@@ -265,7 +265,8 @@ def build(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Generate one answer per question with vLLM, ahead of training. An interrupted call goes on where it was."""
-    from rpo_verl.cli.build import Sampling, generate_answers, read_rows
+    from rpo_verl.cli.build import Sampling, generate_answers
+    from rpo_verl.cli.generation import read_rows
 
     refuse_to_overwrite(out)
     tokenizer = load_tokenizer(model, trust_remote_code)
