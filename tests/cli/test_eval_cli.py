@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from rpo_verl.cli.evaluate import DEFAULT_REWARD
+from rpo_verl.cli.generation import load_reward
 from rpo_verl.cli.main import app
 from rpo_verl.evaluation.checkpoint import find_checkpoint
 from rpo_verl.evaluation.dataset import digest, distinct_questions, sample_seed
@@ -467,3 +469,10 @@ def test_evaluations_that_cannot_be_compared(tmp_path, data, evaluations):
     (tmp_path / "few" / "results.json").write_text("{}")
     assert "schema version None" in call("eval-compare", *evaluations, "--out", tmp_path / "c", expect=1)
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(("text", "correct"), [("so \\boxed{4}", True), ("so \\boxed{5}", False), ("no answer", False)])
+def test_the_default_reward_reads_boxes(text, correct):
+    score = load_reward(DEFAULT_REWARD, "compute_score")
+    row = {"data_source": "AIME24", "reward_model": {"ground_truth": "4"}, "extra_info": {}}
+    assert score(text, row).correct == correct
