@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rpo_verl.cli.generation import load_reward, repeat_options, start_vllm
+from rpo_verl.cli.generation import import_reward, load_reward, repeat_options, start_vllm
 from rpo_verl.core import store
 from rpo_verl.core.cache import CachedAnswer, ExperienceCache
 from rpo_verl.integration.questions import read_end_ids
@@ -39,7 +39,7 @@ def generate_answers(
     sampling: Sampling,
     out: Path,
     batch_size: int,
-    reward_file: Path | None,
+    reward_file: str | None,
     reward_name: str,
 ) -> ExperienceCache:
     """Answer every distinct question of `rows` and save the store to `out`.
@@ -49,7 +49,7 @@ def generate_answers(
     Raises:
         StoreError: if an interrupted build had other options, or the reward function cannot be loaded.
     """
-    score = load_reward(reward_file, reward_name)
+    score = load_reward(import_reward(reward_file) if reward_file else None, reward_name)
     partial = out.with_name(f"{out.name}.partial")
     repeat_options(partial, asdict(sampling))
     cache = ExperienceCache()

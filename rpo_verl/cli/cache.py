@@ -260,7 +260,7 @@ def build(
     gpu_memory_utilization: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.9,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions between two saves.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
-    reward_file: Annotated[Path | None, typer.Option(exists=True, help="veRL's custom_reward_function.path.")] = None,
+    reward_file: Annotated[str | None, typer.Option(help="veRL's custom_reward_function.path.")] = None,
     reward_name: Annotated[str, typer.Option(help="veRL's custom_reward_function.name.")] = "compute_score",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 import rpo_verl
 from rpo_verl.cli.cache import TemplateOptions, TrustRemoteCode, fail, load_tokenizer, make_questions
-from rpo_verl.cli.generation import load_reward, read_rows, repeat_options, start_vllm, stream_answers
+from rpo_verl.cli.generation import import_reward, load_reward, read_rows, repeat_options, start_vllm, stream_answers
 from rpo_verl.core.store import StoreError
 from rpo_verl.evaluation import compare
 from rpo_verl.evaluation.checkpoint import find_checkpoint, merge_shards
@@ -44,7 +45,7 @@ from rpo_verl.evaluation.summary import (
 console = Console()
 
 #: Reads mathematical answers out of what the six data sets of the paper make a model write.
-DEFAULT_REWARD = Path(rpo_verl.__file__).parent / "rewards" / "math.py"
+DEFAULT_REWARD = "pkg://rpo_verl.rewards.math"
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,7 @@ def evaluate(
     top_k: Annotated[int, typer.Option(help="-1: off.")] = -1,
     max_response_length: Annotated[int, typer.Option(min=1, help="Tokens after which an answer is cut off.")] = 32768,
     seed: Annotated[int, typer.Option(help="Of the samples; the same for every model that is compared.")] = 0,
-    reward_file: Annotated[
-        Path, typer.Option(help="veRL's custom_reward_function.path.", show_default="rpo_verl/rewards/math.py")
-    ] = DEFAULT_REWARD,
+    reward_file: Annotated[str, typer.Option(help="veRL's custom_reward_function.path.")] = DEFAULT_REWARD,
     reward_name: Annotated[str, typer.Option(help="veRL's custom_reward_function.name.")] = "compute_score",
     prompt_key: Annotated[str, typer.Option(help="veRL's data.prompt_key.")] = "prompt",
     chat_template_options: TemplateOptions = "{}",
@@ -101,7 +100,8 @@ def evaluate(
             raise EvaluationError(f"--temperature=0 gives the same answer every time: --n={n} has to be 1")
         if top_p == 0:
             raise EvaluationError("--top-p=0 leaves no token to draw; 1 turns it off")
-        score = load_reward(reward_file, reward_name)
+        reward = import_reward(reward_file)
+        score = load_reward(reward, reward_name)
         questions = distinct_questions(read_rows(data, prompt_key), limit)
         checkpoint = find_checkpoint(model)
         sampling = Sampling(temperature, top_p, top_k, max_response_length)
@@ -112,7 +112,7 @@ def evaluate(
             "seed": seed,
             "chat_template_options": _read_json(chat_template_options),
             "dtype": dtype,
-            "reward": f"{reward_name} of {reward_file.name} ({_digest(reward_file)})",
+            "reward": f"{reward_name} of {_describe(reward)}",
         }
         repeat_options(out, options)
 
@@ -235,10 +235,12 @@ def _read_json(text: str) -> Any:
         raise EvaluationError(f"--chat-template-options={text}: not JSON ({error})") from error
 
 
-def _digest(path: Path) -> str:
-    """Over the file, and over those beside it if they are a package, which it may import."""
+def _describe(module: ModuleType) -> str:
+    """Name of its file, and a digest over it and over those beside it if they are a package, which it may import."""
+    path = Path(module.__file__)
     beside = sorted(path.parent.glob("*.py")) if (path.parent / "__init__.py").exists() else [path]
-    return blake2b(b"\0".join(file.read_bytes() for file in beside), digest_size=8).hexdigest()
+    content = blake2b(b"\0".join(file.read_bytes() for file in beside), digest_size=8)
+    return f"{path.name} ({content.hexdigest()})"
 
 
 def _vllm_version() -> str | None:

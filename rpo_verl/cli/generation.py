@@ -1,17 +1,20 @@
 """What commands that generate have in common: data sets, options to be repeated, the reward function, vLLM offline."""
 
 import asyncio
+import importlib
 import importlib.util
 import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
 from rpo_verl.core.store import StoreError
+from rpo_verl.evaluation.summary import write_text
 
 
 class Verdict(NamedTuple):
@@ -53,9 +56,7 @@ def repeat_options(folder: Path, options: Mapping[str, Any]) -> None:
     path, given = folder / "options.json", json.loads(json.dumps(options))
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.writing")
-        temporary.write_text(json.dumps(given, indent=2))
-        temporary.rename(path)
+        write_text(path, json.dumps(given, indent=2))
         return
     begun = json.loads(path.read_text())
     differing = [
@@ -67,25 +68,39 @@ def repeat_options(folder: Path, options: Mapping[str, Any]) -> None:
         )
 
 
-def load_reward(path: Path | None, name: str) -> Score:
-    """A reward function of veRL's kind, plain or async; without a file every score is NaN, which means unknown.
+def import_reward(place: str) -> ModuleType:
+    """The module that veRL's `custom_reward_function.path` names: a Python file, or `pkg://` and a module's name.
 
     Raises:
-        StoreError: if the file cannot be imported or has no such function.
+        StoreError: if it cannot be imported.
     """
-    if path is None:
-        return lambda text, row: Verdict(math.nan, False)
-    spec = importlib.util.spec_from_file_location("rpo_verl_user_reward", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise StoreError(f"--reward-file={path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
     try:
+        if place.startswith("pkg://"):
+            return importlib.import_module(place.removeprefix("pkg://").replace("/", "."))
+        path = Path(place.removeprefix("file://"))
+        spec = importlib.util.spec_from_file_location("rpo_verl_user_reward", path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise StoreError(f"--reward-file={place}: not a Python file")
+        module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+    except StoreError:
+        raise
     except Exception as error:
-        raise StoreError(f"--reward-file={path}: importing it ended with {error!r}") from error
+        raise StoreError(f"--reward-file={place}: importing it ended with {error!r}") from error
+    return module
+
+
+def load_reward(module: ModuleType | None, name: str) -> Score:
+    """A reward function of veRL's kind, plain or async; without a module every score is NaN, which means unknown.
+
+    Raises:
+        StoreError: if the module has no such function.
+    """
+    if module is None:
+        return lambda text, row: Verdict(math.nan, False)
     function = getattr(module, name, None)
     if function is None:
-        raise StoreError(f"--reward-name={name}: {path} has no such function")
+        raise StoreError(f"--reward-name={name}: {module.__file__} has no such function")
 
     def score(text: str, row: Mapping[str, Any]) -> Verdict:
         result = function(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rpo_verl.cli.evaluate import DEFAULT_REWARD
-from rpo_verl.cli.generation import load_reward
+from rpo_verl.cli.generation import import_reward, load_reward
 from rpo_verl.cli.main import app
 from rpo_verl.evaluation.checkpoint import find_checkpoint
 from rpo_verl.evaluation.dataset import digest, distinct_questions, sample_seed
@@ -371,6 +371,7 @@ def test_one_folder_is_one_evaluation(tmp_path, data):
         (("--chat-template-options", "{"), "not JSON"),
         (("--reward-name", "nothing"), "has no such function"),
         (("--reward-file", "nothing.py"), "not a Python file"),
+        (("--reward-file", "pkg://rpo_verl.nothing"), "No module named"),
         (("--prompt-key", "question"), "has the columns"),
         (("--data", "nothing.parquet"), "not a Parquet file"),
     ],
@@ -473,6 +474,6 @@ def test_evaluations_that_cannot_be_compared(tmp_path, data, evaluations):
 
 @pytest.mark.parametrize(("text", "correct"), [("so \\boxed{4}", True), ("so \\boxed{5}", False), ("no answer", False)])
 def test_the_default_reward_reads_boxes(text, correct):
-    score = load_reward(DEFAULT_REWARD, "compute_score")
+    score = load_reward(import_reward(DEFAULT_REWARD), "compute_score")
     row = {"data_source": "AIME24", "reward_model": {"ground_truth": "4"}, "extra_info": {}}
     assert score(text, row).correct == correct
