@@ -2,20 +2,19 @@
 
     python examples/tiny_reasoner/demo.py [--algorithm grpo|dapo] [--arms …] [--steps N] [hydra overrides …]
 
-Prints a table and writes a plot and summary.json to runs/demo or runs/demo-dapo. Every arm starts from the same
-checkpoint with the same seed, data, group size and number of steps; the arms differ in what `ARMS` lists. The figures
-come out of veRL's file logger, those of the `rpo` arms' groups out of RPO's metrics.
+Prints a table and writes a plot, summary.json and summary.md to runs/demo or runs/demo-dapo. Every arm starts from the
+same checkpoint with the same seed, data, group size and number of steps; the arms differ in what `ARMS` lists. The
+figures come out of veRL's file logger, those of the `rpo` arms' groups out of RPO's metrics.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from summary import Step, plot, read_metrics, summarize, table
+from summary import Step, plot, read_metrics, summarize, table, write
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent.parent / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
@@ -143,10 +142,10 @@ def main() -> None:
     write_data(args.out / "data", args.train_size, args.val_size, args.seed)
     runs = {arm: train(arm, args, known[arm] + overrides) for arm in arms}
     summary = {arm: summarize(steps, args.seed) for arm, steps in runs.items()}
-    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write(summary, args.out)
     plot(runs, args.out / "accuracy.png")
     table(summary)
-    print(f"written: {args.out / 'summary.json'}, {args.out / 'accuracy.png'}")
+    print(f"written: summary.json, summary.md and accuracy.png in {args.out}")
 
 
 if __name__ == "__main__":

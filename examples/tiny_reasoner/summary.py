@@ -1,11 +1,13 @@
 """From veRL's metrics file to the demo's figures: one record a step, one summary an arm, a table and a plot."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rpo_verl.evaluation.summary import markdown
 from rpo_verl.report.charts import LEFT_OUT
 
 VAL_ACCURACY = "val-core/tiny_reasoner/acc/mean@1"
@@ -138,25 +140,36 @@ ROWS = {
     "surplus_groups": ("groups beyond what batches need", "{:,.0f}"),
     "response_tokens_per_sample": ("response tokens per sample", "{:.1f}"),
     "train_s": ("training time, s", "{:.0f}"),
-    "step_s": ("… per step (median)", "{:.2f}"),
-    "rollout_s_per_step": ("rollout per step (median)", "{:.2f}"),
-    "rollout_s_per_step_on_hit": ("… of steps from cached prefixes", "{:.2f}"),
+    "step_s": ("… per step, s (median)", "{:.2f}"),
+    "rollout_s_per_step": ("rollout per step, s (median)", "{:.2f}"),
+    "rollout_s_per_step_on_hit": ("… of steps from cached prefixes, s", "{:.2f}"),
     "cache_hit_rate": ("cache hit rate", "{:.2f}"),
     "prefixed_group_rate": ("groups from a cached prefix", "{:.2f}"),
 }
 
 
-def table(summary: dict[str, dict[str, float]]) -> None:
-    """Print the arms side by side; the first is the baseline of the percentages."""
-    from rich.console import Console
-    from rich.table import Table
+#: Rows that tell the story; README has these.
+HEADLINES = (
+    "val_acc_before",
+    "val_acc_after",
+    "generated_tokens_total",
+    "generated_tokens_per_sample",
+    "generated_tokens_per_sample_on_hit",
+    "filtered_groups",
+    "train_s",
+    "rollout_s_per_step",
+    "rollout_s_per_step_on_hit",
+)
 
+
+def rows(summary: dict[str, dict[str, float]], keys: Iterable[str]) -> list[list[str]]:
+    """The arms side by side, head first; the first arm is the baseline of the percentages."""
     baseline = next(iter(summary))
-    view = Table(title=f"tiny reasoner, {summary[baseline]['steps']} steps, seed {summary[baseline]['seed']}")
-    view.add_column("")
-    for arm in summary:
-        view.add_column(arm, justify="right")
-    for key, (label, form) in ROWS.items():
+    found = [["", *summary]]
+    for key in keys:
+        if not any(values.get(key) for values in summary.values()):
+            continue
+        label, form = ROWS[key]
         cells = []
         for arm, values in summary.items():
             cell = form.format(values[key]) if key in values else "–"
@@ -164,8 +177,29 @@ def table(summary: dict[str, dict[str, float]]) -> None:
             if arm != baseline and key in values and reference and not key.startswith(("val_acc", "cache")):
                 cell += f" ({values[key] / reference:.0%})"
             cells.append(cell)
-        view.add_row(label, *cells)
+        found.append([label, *cells])
+    return found
+
+
+def table(summary: dict[str, dict[str, float]]) -> None:
+    """Print everything that is known of the arms."""
+    from rich.console import Console
+    from rich.table import Table
+
+    first = next(iter(summary.values()))
+    view = Table(title=f"tiny reasoner, {first['steps']} steps, seed {first['seed']}")
+    head, *body = rows(summary, ROWS)
+    for name in head:
+        view.add_column(name, justify="right" if name else "left")
+    for row in body:
+        view.add_row(*row)
     Console(width=120).print(view)
+
+
+def write(summary: dict[str, dict[str, float]], folder: Path) -> None:
+    """`summary.json` with everything, and `summary.md` with the headlines."""
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "summary.md").write_text(markdown(rows(summary, HEADLINES)))
 
 
 def plot(runs: dict[str, list[Step]], path: Path) -> None:
