@@ -74,4 +74,5 @@ def test_training_from_it_has_prefixes_from_the_first_step(built, data_dir, tmp_
     )  # fmt: skip
     assert run.returncode == 0, run.output[-4000:]
     assert run.steps[0]["rpo/groups/prefixed_total"] == 4
-    assert run.steps[0]["rpo/cache/entries"] == 8
+    # Some of the built answers are wrong, and one from whose prefix a whole group failed is dropped.
+    assert run.steps[0]["rpo/cache/entries"] + run.steps[0]["rpo/cache/dropped_total"] == 8
