@@ -1,5 +1,6 @@
 """Shared by all tests: where the project is, and how veRL is run for real."""
 
+import importlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,6 +31,15 @@ FROM_PREFIXES = (
     "rpo.truncation.max_fraction=0.5",
     "trainer.val_before_train=false",
 )
+
+
+def load_example(name: str) -> ModuleType:
+    """A module of examples/tiny_reasoner, imported the way its scripts import each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TINY))
+        module = importlib.import_module(name)
+    assert Path(module.__file__).parent == TINY, f"another module named {name} was imported first"
+    return module
 
 
 @dataclass

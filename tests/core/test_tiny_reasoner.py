@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import math
 import random
 import re
 import sys
 from itertools import islice
-from pathlib import Path
 
 import pytest
+from conftest import TINY as FOLDER
+from conftest import load_example
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "tiny_reasoner"
 CHECKPOINT = FOLDER / "checkpoint"
 
 
-def load(name: str):
-    """A module of the example folder, imported the way its scripts import each other."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        module = importlib.import_module(name)
-    assert Path(module.__file__).parent == FOLDER, f"another module named {name} was imported first"
-    return module
-
-
-task = load("task")
-compute_score = load("reward").compute_score
+task = load_example("task")
+compute_score = load_example("reward").compute_score
 
 
 def problems(steps: int, count: int, seed: int = 5) -> list:
@@ -143,7 +133,7 @@ def test_reward_ignores_a_missing_ground_truth():
 
 def test_train_and_val_are_disjoint_and_in_verl_format(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
-    prepare_data = load("prepare_data")
+    prepare_data = load_example("prepare_data")
     options = ["--train-size", "300", "--val-size", "100", "--steps", "12", "--seed", "7"]
     prepare_data.main(["--out", str(tmp_path / "first"), *options])
     prepare_data.main(["--out", str(tmp_path / "second"), *options])
@@ -208,7 +198,7 @@ def test_special_tokens(tokenizer):
 
 
 def test_shipped_tokenizer_equals_the_built_one(tokenizer):
-    built = load("char_tokenizer").build_tokenizer(1024)
+    built = load_example("char_tokenizer").build_tokenizer(1024)
     assert built.get_vocab() == tokenizer.get_vocab()
     assert built.chat_template == tokenizer.chat_template
 

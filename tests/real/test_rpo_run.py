@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_recipe
+from conftest import ROOT, load_example, run_recipe
 
 STEPS = 6
 EPOCH = 2  # steps until every one of the 8 questions has been met
@@ -188,15 +188,9 @@ def test_dumped_rollouts_show_prefix_and_rewards(run):
 
 
 def test_the_demos_summary_reads_this_run(run):
-    import sys
-
-    from conftest import TINY
-
-    sys.path.insert(0, str(TINY))
-    from summary import plot, read_metrics, summarize, table
-
-    steps = read_metrics(run.folder / "metrics.jsonl", group_size=4)
-    summary = summarize(steps, seed=1)
+    demo = load_example("summary")
+    steps = demo.read_metrics(run.folder / "metrics.jsonl", group_size=4)
+    summary = demo.summarize(steps, seed=1)
     trained = run.steps
     assert summary["steps"] == STEPS
     assert summary["generated_tokens_total"] == sum(step["rpo/tokens/generated_total"] for step in trained)
@@ -206,6 +200,6 @@ def test_the_demos_summary_reads_this_run(run):
     generated = sum(step["rpo/tokens/generated_total"] for step in on_hit)
     assert summary["generated_tokens_per_sample_on_hit"] == pytest.approx(generated / (16 * len(on_hit)))
     assert summary["rollout_s_per_step_on_hit"] > 0
-    plot({"rpo": steps}, run.folder / "plot.png")
-    table({"rpo": summary})
+    demo.plot({"rpo": steps}, run.folder / "plot.png")
+    demo.table({"rpo": summary})
     assert (run.folder / "plot.png").stat().st_size > 10_000
