@@ -86,6 +86,36 @@ def keep_vllm_weights_unpacked() -> None:
             module.dispatch_cpu_unquantized_gemm = compute_with_torch
 
 
+def leave_the_seeds_of_unfinished_prompts_alone() -> None:
+    """Let requests with a seed of their own have their prompts computed in several parts.
+
+    vLLM samples for every row of a batch, also where a part of the prompt is still to come, then takes that draw back
+    by the generator's offset; a CPU generator has none, and the engine dies. Here such rows draw from a spare
+    generator, so that their own stays as it was. The row is not left without one: where any row has none, vLLM's CPU
+    sampler ignores the seeds of all. Goes when vLLM takes draws back on the CPU.
+    """
+    import torch
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    class SpareGenerator(torch.Generator):
+        def get_offset(self) -> int:
+            return 0
+
+        def set_offset(self, offset: int) -> None:
+            pass
+
+    @wrapt.patch_function_wrapper(CPUModelRunner, "sample_tokens")
+    def sample_tokens(original, runner, args, kwargs):
+        generators = runner.input_batch.generators
+        unfinished = runner.discard_request_mask.np[: runner.input_batch.num_reqs].nonzero()[0].tolist()
+        own = {row: generators[row] for row in unfinished if row in generators}
+        generators.update({row: SpareGenerator() for row in own})
+        try:
+            return original(*args, **kwargs)
+        finally:
+            generators.update(own)
+
+
 def apply_to_verl() -> None:
     """All that a process importing veRL needs; called by `rpo_verl.plugin` under `VERL_PLATFORM=cpu`."""
     use_the_cuda_fsdp_engine()
@@ -98,3 +128,4 @@ def apply_to_vllm() -> None:
     """vLLM's own plug-in entry point (`vllm.general_plugins`): runs in every vLLM process."""
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         keep_vllm_weights_unpacked()
+        leave_the_seeds_of_unfinished_prompts_alone()

@@ -153,3 +153,37 @@ def test_more_tokens_than_the_model_has_positions_for(data_dir, tmp_path):
     output = " ".join((tmp_path / "eval.log").read_text().split())
     assert "vLLM does not start for questions of up to 27 tokens and --max-response-length=32768" in output
     assert "Traceback" not in output
+
+
+GENERATE = """
+import json, sys
+from vllm import SamplingParams
+from rpo_verl.cli.generation import start_vllm, stream_answers
+
+model, options = sys.argv[1], json.loads(sys.argv[2])
+engine = start_vllm(model, max_model_len=128, dtype="float32", gpus=1, gpu_memory_utilization=0.5,
+                    trust_remote_code=False, seed=0, enforce_eager=True, disable_log_stats=False, **options)
+prompts = [[1 + (n * m) % 9 for m in range(20 + n % 7)] for n in range(40)]
+own = [SamplingParams(temperature=1.0, seed=n, max_tokens=80, ignore_eos=True) for n in range(len(prompts))]
+answers = {number: tokens for number, tokens, _ in stream_answers(engine, prompts, own)}
+counts = {metric.name: metric.value for metric in engine.get_metrics() if metric.name == "vllm:num_preemptions"}
+print("ANSWERS " + json.dumps([[answers[n] for n in range(len(prompts))], counts["vllm:num_preemptions"]]))
+"""
+
+
+def generate(**options):
+    """Seeded answers to 40 prompts, and how many requests were put back on the way."""
+    command = [sys.executable, "-c", GENERATE, str(TINY / "checkpoint"), json.dumps(options)]
+    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-4000:]
+    (line,) = (line for line in run.stdout.splitlines() if line.startswith("ANSWERS "))
+    return json.loads(line.removeprefix("ANSWERS "))
+
+
+def test_seeded_answers_do_not_depend_on_how_prompts_are_scheduled():
+    whole, put_back = generate(max_num_batched_tokens=4096)
+    assert put_back == 0
+    in_parts, put_back = generate(max_num_batched_tokens=40, block_size=32, num_gpu_blocks_override=24)
+    assert put_back > 0
+    assert in_parts == whole
+    assert len({tuple(answer) for answer in whole}) == len(whole)
