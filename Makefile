@@ -8,7 +8,7 @@ BIN := .venv/bin
 ARGS ?=
 VERL ?= 0.9.1
 
-.PHONY: demo demo-dapo pass-at-k test test-slow test-recipes docs docs-serve bench-cache bench-data-path crash-test contract setup lint lock pretrain clean
+.PHONY: demo demo-dapo pass-at-k test test-slow test-recipes docs docs-serve bench-cache bench-data-path bench-shared-prefix crash-test contract setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python examples/tiny_reasoner/demo.py $(ARGS)
@@ -44,6 +44,9 @@ bench-cache: setup  ## what the experience cache costs: table and runs/bench/cac
 
 bench-data-path: setup  ## what prefixes cost on their way through a step: table and runs/bench/data_path.json
 	VERL_PLATFORM=cpu $(BIN)/python -W ignore tests/bench/data_path.py
+
+bench-shared-prefix: setup  ## what computing prefixes once a group saves: table and runs/bench/shared_prefix.json
+	VERL_PLATFORM=cpu $(BIN)/python -W ignore tests/bench/shared_prefix.py
 
 crash-test: setup  ## kill a training 20 times at random moments
 	$(BIN)/python tests/crash/kill_and_resume.py $(ARGS)

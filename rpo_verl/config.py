@@ -127,6 +127,10 @@ class LossConfig:
     """Leave rows whose advantages are all zero out of the actor's update, where no other term of the loss (KL, entropy,
     distillation) has a gradient on them: the same update in less time. veRL's `actor/*` metrics then cover the rest."""
 
+    share_prefix: bool = False
+    """Compute question and prefix once for all members of a group that share a micro-batch, in log-probabilities and
+    update: the same up to rounding. For FSDP with the attention `sdpa` or `flash_attention_2`, whose place it takes."""
+
 
 @dataclass
 class Upstream:

@@ -54,6 +54,7 @@ def register_when_imported() -> None:
         ("verl.experimental.reward_loop.reward_manager", _import("reward")),
         ("verl.trainer.ppo.core_algos", _import("advantage")),
         ("verl.trainer.ppo.v1", _wrap_trainers),
+        ("verl.workers.engine", _wrap_engines),
     ):
         wrapt.register_post_import_hook(_contained(component), registry)
 
@@ -84,3 +85,9 @@ def _wrap_trainers(v1: ModuleType) -> None:
     from rpo_verl.integration.trainer import wrap_registered_trainers
 
     wrap_registered_trainers(v1.trainer_base.TRAINER_REGISTRY)
+
+
+def _wrap_engines(engine: ModuleType) -> None:
+    from rpo_verl.integration.shared_prefix import wrap_registered_engines
+
+    wrap_registered_engines(engine.EngineRegistry._engines)

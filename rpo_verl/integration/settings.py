@@ -72,6 +72,8 @@ def read_options(config: DictConfig) -> RPOConfig:
             f"{correction[corrected[0]]}: veRL weighs and rejects tokens of the suffix alone, so the prefix would "
             "count in the mean and have no gradient. Switch one of them off."
         )
+    if options.loss.share_prefix:
+        _refuse_what_cannot_share(config)
     if options.cache.path is not None:
         try:
             read_manifest(Path(options.cache.path))
@@ -81,6 +83,28 @@ def read_options(config: DictConfig) -> RPOConfig:
         options, max_response_length=config.data.max_response_length, group_size=config.actor_rollout_ref.rollout.n
     )
     return options
+
+
+def _refuse_what_cannot_share(config: DictConfig) -> None:
+    """Raises ConfigError for settings under which the engine lays its rows out in a way of its own."""
+    model, actor, distillation = (
+        config.actor_rollout_ref.model, config.actor_rollout_ref.actor, config.get("distillation") or {}
+    )  # fmt: skip
+    settings = (
+        ("actor_rollout_ref.actor.strategy", actor.strategy, ("fsdp", "fsdp2")),
+        ("actor_rollout_ref.actor.ulysses_sequence_parallel_size", actor.ulysses_sequence_parallel_size, (1,)),
+        ("actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
+         actor.fsdp_config.ulysses_sequence_parallel_size, (1,)),
+        ("actor_rollout_ref.model.use_fused_kernels", model.use_fused_kernels, (False,)),
+        ("actor_rollout_ref.actor.calculate_sum_pi_squared", actor.get("calculate_sum_pi_squared", False), (False,)),
+        ("distillation.enabled", distillation.get("enabled", False), (False,)),
+    )  # fmt: skip
+    for key, value, possible in settings:
+        if value not in possible:
+            raise ConfigError(
+                f"rpo.loss.share_prefix=True with {key}={value}: prefixes are shared in veRL's FSDP engine and its own "
+                f"log-probabilities only. Set {key}={possible[0]}, or leave rpo.loss.share_prefix at False."
+            )
 
 
 def take_over(config: DictConfig) -> RPOConfig:

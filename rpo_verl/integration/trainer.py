@@ -29,6 +29,7 @@ from rpo_verl.integration.metrics import LeftOut, batch_metrics
 from rpo_verl.integration.questions import Questions, read_end_ids, read_model_type
 from rpo_verl.integration.reward import users_config
 from rpo_verl.integration.settings import is_enabled, take_over
+from rpo_verl.integration.shared_prefix import FLAG, order_by_group
 from rpo_verl.integration.update import leave_out_rows_without_signal, mini_batch_size
 
 # Below veRL's logger, which has a handler of its own: in the TaskRunner the root's level is raised above warnings.
@@ -128,6 +129,19 @@ class PartialRolloutTrainer:
             self.rpo.cache, manifest = store.load(Path(path), self._questions.identity, **self.rpo.bounds)
             logger.warning("RPO: %d answers of step %d loaded from %s", manifest.entries, manifest.step, path)
 
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], **kwargs: Any) -> KVBatchMeta:
+        """Where prefixes are shared, let the members of a group be neighbours on every rank."""
+        batch = super()._balance_batch(batch, metrics, **kwargs)
+        if self.rpo_options.loss.share_prefix:
+            batch.reorder(order_by_group(batch.keys, self._ranks()))
+        return batch
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        return super()._compute_old_log_prob(self._let_share(batch), metrics=metrics)
+
+    def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        return super()._compute_ref_log_prob(self._let_share(batch), metrics=metrics)
+
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Shape the rewards of every group, let veRL compute advantages from them, then update the cache."""
         groups = read_groups(batch.keys, batch.tags, batch.partition_id, self.rpo_options.reward)
@@ -173,16 +187,24 @@ class PartialRolloutTrainer:
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Update on the rows that have an advantage; returns the whole batch, for veRL's metrics."""
-        loss = self.rpo_options.loss
+        loss, ranks = self.rpo_options.loss, self._ranks()
         if not loss.skip_no_signal or loss.prefix_in_loss:
-            return super()._update_actor(batch, metrics=metrics)
-        ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
+            return super()._update_actor(self._let_share(batch), metrics=metrics)
         smaller, questions = leave_out_rows_without_signal(batch, self.config, ranks)
         metrics["rpo/update/rows_share"] = len(smaller) / len(batch)
         with mini_batch_size(self.config.actor_rollout_ref.actor, questions):
             if smaller is not batch and ranks > 1:
                 smaller = self._balance_batch(smaller, metrics, logging_prefix="rpo/update_seqlen")
-            super()._update_actor(smaller, metrics=metrics)
+            super()._update_actor(self._let_share(smaller), metrics=metrics)
+        return batch
+
+    def _ranks(self) -> int:
+        return max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
+
+    def _let_share(self, batch: KVBatchMeta) -> KVBatchMeta:
+        """Every call to the workers needs the flag anew: what comes back from the queue has lost it."""
+        if self.rpo_options.loss.share_prefix:
+            batch.extra_info[FLAG] = True
         return batch
 
     def _compute_metrics(

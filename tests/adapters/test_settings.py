@@ -32,6 +32,17 @@ def test_refused_with_a_reason(override):
     assert REFUSED[override] in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["actor_rollout_ref.actor.ulysses_sequence_parallel_size=2", "actor_rollout_ref.model.use_fused_kernels=True",
+     "actor_rollout_ref.actor.calculate_sum_pi_squared=True", "actor_rollout_ref.actor.strategy=megatron"],
+)  # fmt: skip
+def test_what_cannot_share_prefixes(override):
+    with pytest.raises(ConfigError, match=f"rpo.loss.share_prefix=True with {override}"):
+        options("rpo.loss.share_prefix=true", override)
+    assert options("rpo.loss.share_prefix=true").loss.share_prefix
+
+
 @pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce_plus_plus", "opo", "gpg", "grpo_passk"])
 def test_taken(estimator):
     assert options(f"algorithm.adv_estimator={estimator}").upstream.adv_estimator is None

@@ -1,0 +1,214 @@
+"""Packed rows through veRL's engine: log-probabilities, entropies, gradients are those of every row computed alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from tensordict import TensorDict
+from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from verl.utils import tensordict_utils as tu
+from verl.utils.dataset.dataset_utils import DatasetPadMode
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp import FSDPEngineWithLMHead
+
+from rpo_verl.integration import shared_prefix
+from rpo_verl.integration.shared_prefix import FLAG, SharedPrefixEngine, install_attention, order_by_group
+
+PROMPT, PREFIX, GROUP = 12, 30, 4
+TEMPERATURE = 0.7
+
+
+def tiny(dtype):
+    return AutoModelForCausalLM.from_pretrained(TINY / "checkpoint", dtype=dtype, attn_implementation="sdpa")
+
+
+def grouped_queries(dtype):
+    """Two queries to a key, which the tiny reasoner does not have."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attn_implementation="sdpa",
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config).to(dtype)
+
+
+def rows(vocabulary, seed=0):
+    """Two groups behind prefixes, one full rollout group, a lone row, and one row that ends where others go on."""
+    rng = np.random.default_rng(seed)
+
+    def ids(count):
+        return rng.integers(1, vocabulary, count)
+
+    found = []
+    for prefix in (PREFIX, 0, PREFIX):
+        head = ids(PROMPT + prefix)
+        found += [np.concatenate([head, ids(rng.integers(1, 9))]) for _ in range(GROUP)]
+    found[-1] = found[-2][:-1]
+    return [*found, ids(PROMPT + 5)]
+
+
+def batch(sequences, share):
+    """As veRL hands it to the engine; the response is what follows the prompt."""
+    tensors = [torch.tensor(row) for row in sequences]
+    jagged = {
+        "input_ids": tensors,
+        "position_ids": [torch.arange(len(row)) for row in tensors],
+        "prompts": [row[:PROMPT] for row in tensors],
+        "responses": [row[PROMPT:] for row in tensors],
+    }
+    data = TensorDict(
+        {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in jagged.items()},
+        batch_size=len(tensors),
+    )
+    tu.assign_non_tensor(
+        data, use_remove_padding=False, pad_mode=DatasetPadMode.NO_PADDING, use_fused_kernels=False,
+        temperature=TEMPERATURE, calculate_entropy=True, **({FLAG: True} if share else {}),
+    )  # fmt: skip
+    return data
+
+
+def engine_of(model, engine_class=None):
+    """veRL's engine as registered, without its start-up."""
+    engine = object.__new__(engine_class or EngineRegistry._engines["language_model"]["fsdp2"]["cuda"])
+    engine.module, engine.pad_to_length = model, 0
+    engine.engine_config = dataclasses.make_dataclass("Config", [("entropy_checkpointing", bool, False)])()
+    return engine
+
+
+def through_the_engine(model, sequences, share=True):
+    """(T,) log-probabilities and entropies, row after row."""
+    engine, data = engine_of(model), batch(sequences, share)
+    inputs, arguments = engine.prepare_model_inputs(data)
+    outputs = engine.prepare_model_outputs(model(**inputs, use_cache=False), arguments, data, None)
+    return outputs["log_probs"].values(), outputs["entropy"].values()
+
+
+def alone(model, sequences):
+    """The same by plain transformers, one row at a time."""
+    log_probs, entropies = [], []
+    for row in sequences:
+        logits = model(input_ids=torch.tensor(row)[None]).logits[0] / TEMPERATURE
+        distribution = torch.distributions.Categorical(logits=logits)
+        log_probs.append(distribution.log_prob(torch.roll(torch.tensor(row), -1)))
+        entropies.append(distribution.entropy())
+    return torch.cat(log_probs), torch.cat(entropies)
+
+
+def predicted(sequences):
+    """(T,) where a next token exists; veRL never looks at the last place of a row."""
+    return torch.cat([torch.arange(len(row)) < len(row) - 1 for row in sequences])
+
+
+def gradients(model, sequences, compute):
+    """Of a loss with a weight of its own on every token, which do not sum to zero within a group."""
+    mask = predicted(sequences)
+    weight = torch.linspace(-1, 2, int(mask.sum()), dtype=torch.float64)
+    log_probs, entropies = compute(model, sequences)
+    model.zero_grad()
+    (weight * log_probs[mask] + 0.1 * weight.flip(0) * entropies[mask]).sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def difference(one, other):
+    """Largest relative error of a parameter's gradient."""
+    return max(float((one[name] - other[name]).norm() / other[name].norm()) for name in other)
+
+
+@pytest.mark.parametrize("build", [tiny, grouped_queries])
+def test_values_are_those_of_rows_alone(build):
+    model = build(torch.float64)
+    sequences = rows(model.config.vocab_size)
+    mask = predicted(sequences)
+    for ours, theirs in zip(through_the_engine(model, sequences), alone(model, sequences), strict=True):
+        assert torch.allclose(ours[mask], theirs[mask], atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("build", [tiny, grouped_queries])
+def test_gradients_are_those_of_rows_alone(build, checkpointing):
+    model = build(torch.float64).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    sequences = rows(model.config.vocab_size)
+    # Not 1e-12, because Qwen2's norms compute in float32 whatever the weights are in.
+    assert difference(gradients(model, sequences, through_the_engine), gradients(model, sequences, alone)) < 1e-6
+
+
+def test_in_float32_the_error_is_that_of_verls_padded_batch():
+    exact = tiny(torch.float64)
+    sequences = rows(exact.config.vocab_size)
+    truth, model = gradients(exact, sequences, alone), tiny(torch.float32)
+    shared = difference(gradients(model, sequences, through_the_engine), truth)
+    padded = difference(gradients(model, sequences, lambda m, s: through_the_engine(m, s, share=False)), truth)
+    assert shared < 1e-5
+    assert shared < 5 * padded
+
+
+def broken(monkeypatch, **changes):
+    """Let every layout be a wrong one."""
+    share = shared_prefix.share
+
+    def wrong(*arguments):
+        packing = share(*arguments)
+        return dataclasses.replace(packing, **{name: change(packing) for name, change in changes.items()})
+
+    monkeypatch.setattr(shared_prefix, "share", wrong)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"visible": lambda packing: np.ones_like(packing.visible)},
+        {"keys": lambda packing: np.roll(packing.keys, 1, axis=0)},
+        {"labels": lambda packing: np.roll(packing.labels, 1)},
+        {"source": lambda packing: np.roll(packing.source, 1)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_wrong_layout_would_be_noticed(monkeypatch, change):
+    model = tiny(torch.float64)
+    sequences = rows(model.config.vocab_size)
+    truth = gradients(model, sequences, alone)
+    broken(monkeypatch, **change)
+    assert difference(gradients(model, sequences, through_the_engine), truth) > 1e-3
+
+
+def test_shared_tokens_are_computed_once():
+    model = tiny(torch.float32)
+    sequences = rows(model.config.vocab_size)
+    inputs, _ = engine_of(model).prepare_model_inputs(batch(sequences, share=True))
+    tokens = sum(map(len, sequences))
+    # Of the groups with a prefix 3 times 42 tokens are not computed again, of the full rollouts 3 times 12.
+    assert inputs["input_ids"].shape == (1, tokens - 2 * 3 * (PROMPT + PREFIX) - 3 * PROMPT)
+
+
+def test_without_the_flag_it_is_verls_own_engine():
+    engine = engine_of(tiny(torch.float32))
+    assert isinstance(engine, SharedPrefixEngine)
+    sequences = rows(engine.module.config.vocab_size)
+    ours, _ = engine.prepare_model_inputs(batch(sequences, share=False))
+    theirs, _ = engine_of(engine.module, FSDPEngineWithLMHead).prepare_model_inputs(batch(sequences, share=False))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_attention_that_cannot_be_wrapped():
+    with pytest.raises(ValueError, match=r"eager.*Use sdpa"):
+        install_attention("eager")
+
+
+def test_the_attention_is_wrapped_once():
+    install_attention("sdpa")
+    first = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    install_attention("sdpa")
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is first
+
+
+def test_order_by_group():
+    keys = ["a_0_0", "b_0_0", "a_1_0", "b_1_0", "a_2_0", "c_0_0"]
+    assert [keys[i] for i in order_by_group(keys, 1)] == ["a_0_0", "a_1_0", "a_2_0", "b_0_0", "b_1_0", "c_0_0"]
+    # Rows do not leave their rank.
+    assert [keys[i] for i in order_by_group(keys, 2)] == ["a_0_0", "a_1_0", "b_0_0", "b_1_0", "a_2_0", "c_0_0"]

@@ -1,0 +1,120 @@
+"""What sharing question and prefix saves in log-probabilities and update, on the CPU with the tiny reasoner.
+
+`make bench-shared-prefix` prints a table and writes runs/bench/shared_prefix.json: seconds of forward and backward pass
+of one micro-batch through veRL's FSDP engine (without FSDP's collectives), rows padded as veRL does and rows packed, in
+turns; and between them the padded ones with log-probabilities in one call, because veRL's function, which packing does
+without, goes through a padded micro-batch token by token.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from tensordict import TensorDict
+from transformers import AutoModelForCausalLM
+from verl.utils import tensordict_utils as tu
+from verl.utils.dataset.dataset_utils import DatasetPadMode
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp import transformer_impl
+
+from rpo_verl.integration.shared_prefix import FLAG
+
+MODEL = Path(__file__).resolve().parent.parent.parent / "examples" / "tiny_reasoner" / "checkpoint"
+QUESTION, REPEATS = 66, 9
+#: Groups in a micro-batch, members, tokens of prefix and suffix.
+SHAPES = {
+    "behind a prefix (mean of the demo)": (2, 8, 166, 18),
+    "full rollouts": (2, 8, 0, 184),
+    "long, behind a prefix": (1, 8, 834, 100),
+    "long, G = 16": (1, 16, 834, 100),
+}
+
+
+def micro_batch(groups: int, members: int, prefix: int, suffix: int, share: bool) -> TensorDict:
+    """Rows as veRL hands them to the engine."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(groups):
+        head = rng.integers(1, 256, QUESTION + prefix)
+        rows += [torch.tensor(np.concatenate([head, rng.integers(1, 256, suffix)])) for _ in range(members)]
+    columns = {
+        "input_ids": rows,
+        "position_ids": [torch.arange(len(row)) for row in rows],
+        "prompts": [row[:QUESTION] for row in rows],
+    }
+    data = TensorDict(
+        {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in columns.items()},
+        batch_size=len(rows),
+    )
+    tu.assign_non_tensor(
+        data, use_remove_padding=False, pad_mode=DatasetPadMode.NO_PADDING, temperature=1.0, **{FLAG: share}
+    )
+    return data
+
+
+def step(engine: object, data: TensorDict, log_probs: Callable) -> float:
+    """Seconds of one forward and backward pass."""
+    usual, transformer_impl.logprobs_from_logits = transformer_impl.logprobs_from_logits, log_probs
+    started = time.perf_counter()
+    inputs, arguments = engine.prepare_model_inputs(data)
+    outputs = engine.prepare_model_outputs(engine.module(**inputs, use_cache=False), arguments, data, None)
+    outputs["log_probs"].values().sum().backward()
+    seconds = time.perf_counter() - started
+    transformer_impl.logprobs_from_logits = usual
+    engine.module.zero_grad()
+    return seconds
+
+
+def main() -> None:
+    """Command line entry."""
+    engine = object.__new__(EngineRegistry._engines["language_model"]["fsdp2"]["cuda"])
+    engine.module = AutoModelForCausalLM.from_pretrained(MODEL, attn_implementation="sdpa").train()
+    engine.module.gradient_checkpointing_enable()
+    usual = transformer_impl.logprobs_from_logits
+
+    def in_one_call(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return usual(logits[None], labels[None])[0]
+
+    arms = {"padded": (False, usual), "padded, one call": (False, in_one_call), "packed": (True, usual)}
+    results = {}
+    for name, (groups, members, prefix, suffix) in SHAPES.items():
+        batches = {share: micro_batch(groups, members, prefix, suffix, share) for share in (False, True)}
+        seconds = {arm: [] for arm in arms}
+        for _ in range(REPEATS):
+            for arm, (share, log_probs) in arms.items():
+                seconds[arm].append(step(engine, batches[share], log_probs))
+        shared = QUESTION + prefix
+        results[name] = {
+            "groups": groups, "members": members, "shared_tokens": shared, "own_tokens": suffix,
+            "bound": (shared / members + suffix) / (shared + suffix),
+            "seconds": {arm: median(values[1:]) for arm, values in seconds.items()},
+        }  # fmt: skip
+    out = Path("runs/bench/shared_prefix.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=2) + "\n")
+
+    view = Table(
+        title=f"forward and backward pass of a micro-batch, medians of {REPEATS - 1}, {torch.get_num_threads()} threads"
+    )
+    view.add_column("micro-batch")
+    for column in ("G", "shared", "own", "bound", *(f"{arm}, s" for arm in arms), "packed / padded", "… / one call"):
+        view.add_column(column, justify="right")
+    for name, found in results.items():
+        padded, one_call, packed = found["seconds"].values()
+        view.add_row(
+            name, *(str(found[key]) for key in ("members", "shared_tokens", "own_tokens")), f"{found['bound']:.2f}",
+            *(f"{value:.3f}" for value in (padded, one_call, packed)),
+            f"{packed / padded:.2f}", f"{packed / one_call:.2f}",
+        )  # fmt: skip
+    Console(width=150).print(view)
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()
