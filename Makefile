@@ -8,7 +8,7 @@ BIN := .venv/bin
 ARGS ?=
 VERL ?= 0.9.1
 
-.PHONY: demo demo-dapo pass-at-k test test-slow test-recipes docs docs-serve bench-cache bench-data-path bench-shared-prefix crash-test contract setup lint lock pretrain clean
+.PHONY: demo demo-dapo pass-at-k test test-slow test-recipes docs docs-serve bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test contract setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python examples/tiny_reasoner/demo.py $(ARGS)
@@ -47,6 +47,9 @@ bench-data-path: setup  ## what prefixes cost on their way through a step: table
 
 bench-shared-prefix: setup  ## what computing prefixes once a group saves: table and runs/bench/shared_prefix.json
 	VERL_PLATFORM=cpu $(BIN)/python -W ignore tests/bench/shared_prefix.py
+
+bench-overhead: setup  ## what RPO costs where it saves nothing, step against step: table and runs/bench/overhead.json
+	$(BIN)/python tests/bench/overhead.py $(ARGS)
 
 crash-test: setup  ## kill a training 20 times at random moments
 	$(BIN)/python tests/crash/kill_and_resume.py $(ARGS)

@@ -1,0 +1,144 @@
+"""What RPO costs where it saves nothing: every group a full rollout, every other step by veRL alone, in one run.
+
+`make bench-overhead` trains the tiny reasoner, prints a table and writes runs/bench/overhead.json. Steps come in pairs
+of neighbours, so what slows the machine down meets both. In the odd ones the plug-in's code is left out: rows go out
+without a start, and the trainer's steps are veRL's. The poll interval and the rows in the update are the same in all.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import wrapt
+
+TINY = Path(__file__).resolve().parent.parent.parent / "examples" / "tiny_reasoner"
+RECIPE = TINY.parent.parent / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
+RPO = ["+rpo=enabled", "rpo.rollout.full_rollout_prob=1", "rpo.loss.skip_no_signal=false"]
+#: The first pair has the start-up's slowness, the second may.
+WARM_UP = 2
+PARTS = {
+    "injection, look-ups included": "timing_s/rpo_injection",
+    "… look-ups": "timing_s/rpo_look_up",
+    "shaping, cache update, metrics": "timing_s/rpo_cache_update",
+    "saving the cache, in steps that save": "timing_s/rpo_cache_save",
+}
+
+
+@contextmanager
+def users_estimator(config: Any) -> Iterator[None]:
+    """RPO's estimator is out of place where its trainer is left out."""
+    own, config.algorithm.adv_estimator = config.algorithm.adv_estimator, config.rpo.upstream.adv_estimator
+    try:
+        yield
+    finally:
+        config.algorithm.adv_estimator = own
+
+
+def _leave_out(module: Any, name: str) -> None:
+    mixin = module.PartialRolloutTrainer
+
+    @wrapt.decorator
+    def in_odd_steps(method: Callable, trainer: Any, arguments: tuple, named: dict[str, Any]) -> Any:
+        if trainer.global_steps % 2 == 0:
+            return method(*arguments, **named)
+        with users_estimator(trainer.config):
+            return getattr(super(mixin, trainer), name)(*arguments, **named)
+
+    setattr(mixin, name, in_odd_steps(getattr(mixin, name)))
+
+
+def _alternate_trainer(module: Any) -> None:
+    for name in ("_compute_advantage", "_update_actor", "_compute_metrics", "_balance_batch"):
+        _leave_out(module, name)
+
+
+def _alternate_injection(module: Any) -> None:
+    @wrapt.decorator
+    def in_even_steps(inject: Callable, _: Any, arguments: tuple, named: dict[str, Any]) -> None:
+        if int(arguments[0]["global_steps"]) % 2 == 0:
+            inject(*arguments, **named)
+
+    module.PrefixAgentLoopManager._inject = in_even_steps(module.PrefixAgentLoopManager._inject)
+
+
+# Loaded into every process of the run by VERL_USE_EXTERNAL_MODULES.
+wrapt.register_post_import_hook(_alternate_trainer, "rpo_verl.integration.trainer")
+wrapt.register_post_import_hook(_alternate_injection, "rpo_verl.integration.injection")
+
+
+def interval(values: list[float], draws: int = 10_000) -> tuple[float, float]:
+    """95 % bootstrap interval of the median."""
+    rng = random.Random(0)
+    medians = sorted(median(rng.choices(values, k=len(values))) for _ in range(draws))
+    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/overhead"))
+    args = parser.parse_args()
+    steps, out = 2 * (args.pairs + WARM_UP), args.out.resolve()
+    data, metrics = out / "data", out / "metrics.jsonl"
+    command = [sys.executable, str(TINY / "prepare_data.py"), "--out", str(data), "--train-size", "64"]
+    subprocess.run([*command, "--val-size", "8"], check=True, stdout=subprocess.DEVNULL)
+    metrics.unlink(missing_ok=True)
+    environment = os.environ | {
+        "PYTHON": sys.executable, "DATA_DIR": str(data), "RUN_DIR": str(out), "STEPS": str(steps), "TEST_FREQ": "-1",
+        "VERL_FILE_LOGGER_PATH": str(metrics), "VERL_USE_EXTERNAL_MODULES": "overhead",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])),
+    }  # fmt: skip
+    print(f"{steps} steps; veRL's output is in {out / 'verl.log'}", flush=True)
+    # The weights stay as they are, so that all steps have the same to do.
+    same = ["trainer.val_before_train=false", "actor_rollout_ref.actor.optim.lr=1e-9", "trainer.save_freq=20"]
+    with (out / "verl.log").open("w") as log:
+        done = subprocess.run(["bash", str(RECIPE), *RPO, *same], env=environment, stdout=log, stderr=log)
+    if done.returncode != 0:
+        raise SystemExit(f"veRL ended with status {done.returncode}; see {out / 'verl.log'}")
+    by_step = {line["step"]: line["data"] for line in map(json.loads, metrics.read_text().splitlines())}
+
+    def seconds(step: int) -> float:
+        return by_step[step]["timing_s/step"] - by_step[step].get("timing_s/save_checkpoint", 0.0)
+
+    alone = [seconds(step) for step in range(2 * WARM_UP + 1, steps, 2)]
+    with_rpo = [seconds(step + 1) for step in range(2 * WARM_UP + 1, steps, 2)]
+    ratios = [b / a for a, b in zip(alone, with_rpo, strict=True)]
+    low, high = interval(ratios)
+    own = {
+        part: median(data[name] for step, data in by_step.items() if step % 2 == 0 and data.get(name))
+        for part, name in PARTS.items()
+    }
+    found = {
+        "pairs": len(ratios), "step_s_verl": median(alone), "step_s_rpo": median(with_rpo),
+        "ratio": median(ratios), "ratio_low": low, "ratio_high": high, "own_s": own,
+        "own_share": (own["injection, look-ups included"] + own["shaping, cache update, metrics"]) / median(alone),
+    }  # fmt: skip
+    (out.parent / "overhead.json").write_text(json.dumps(found, indent=2) + "\n")
+
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table(title=f"{len(ratios)} pairs of steps, every group a full rollout; medians")
+    view.add_column("")
+    view.add_column("", justify="right")
+    view.add_row("step by veRL alone, s", f"{found['step_s_verl']:.3f}")
+    view.add_row("step with RPO, s", f"{found['step_s_rpo']:.3f}")
+    view.add_row("ratio within a pair [95 %]", f"{found['ratio']:.4f} [{low:.4f}, {high:.4f}]")
+    for part, value in own.items():
+        view.add_row(part + ", s", f"{value:.5f}")
+    view.add_row("RPO's own share of a step", f"{found['own_share']:.3%}")
+    Console(width=100).print(view)
+    print(f"written: {out.parent / 'overhead.json'}")
+
+
+if __name__ == "__main__":
+    main()
