@@ -34,13 +34,12 @@ def run(*arguments: object) -> None:
         raise SystemExit(status)
 
 
-def evaluate(model: Path, out: Path, args: argparse.Namespace) -> None:
+def evaluate(model: Path, out: Path, data: Path, samples: int, seed: int, max_response_length: int) -> None:
     """Sample from the policy itself, as in training: no top-p, temperature 1."""
     run(
-        "eval", model, "--data", args.out / "data" / "val.parquet", "--out", out,
-        "--n", args.samples, "--seed", args.seed, "--temperature", "1.0", "--top-p", "1.0",
-        "--max-response-length", MAX_RESPONSE_LENGTH, "--reward-file", HERE / "reward.py",
-        "--dtype", "float32", "--enforce-eager",
+        "eval", model, "--data", data / "val.parquet", "--out", out, "--n", samples, "--seed", seed,
+        "--temperature", "1.0", "--top-p", "1.0", "--max-response-length", max_response_length,
+        "--reward-file", HERE / "reward.py", "--dtype", "float32", "--enforce-eager",
     )  # fmt: skip
 
 
@@ -66,7 +65,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--train-size", type=int, default=192, help="questions to train on")
     parser.add_argument("--questions", type=int, default=128, help="questions to evaluate on, none of them trained on")
-    parser.add_argument("--samples", type=int, default=64, help="answers to each of them")
+    parser.add_argument("--samples", type=int, default=32, help="answers to each of them")
     parser.add_argument("--out", type=Path, default=Path("runs/pass-at-k"))
     args, overrides = parser.parse_known_args()
     if any(override.startswith("--") for override in overrides):
@@ -85,7 +84,7 @@ def main() -> None:
             train(arm, args, [*ARMS["grpo"][arm], *SAVE, *overrides])
     for label, model in checkpoints.items():
         print(f"[{label}] {args.samples} answers to each of {args.questions} questions", flush=True)
-        evaluate(model, args.out / "eval" / label, args)
+        evaluate(model, args.out / "eval" / label, args.out / "data", args.samples, args.seed, MAX_RESPONSE_LENGTH)
     labelled = [f"{label}={args.out / 'eval' / label}" for label in checkpoints]
     run("eval-compare", *labelled, "--out", args.out, "--baseline", "grpo")
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import ROOT, load_example
 
+from rpo_verl.evaluation.compare import comparison_rows
 from rpo_verl.evaluation.summary import markdown
 
 summary = load_example("summary")
@@ -17,3 +18,9 @@ RESULTS = ROOT / "docs" / "results"
 def test_tables_of_the_demos(name, page):
     arms = json.loads((RESULTS / f"{name}.json").read_text())
     assert markdown(summary.rows(arms, summary.HEADLINES)) in (ROOT / page).read_text()
+
+
+def test_table_of_pass_at_k():
+    found = json.loads((RESULTS / "pass-at-k.json").read_text())
+    table = markdown(comparison_rows(found["evaluations"], found["differences"], found["baseline"]))
+    assert table in (ROOT / "docs" / "evaluation.md").read_text()
