@@ -1,5 +1,6 @@
 """The experience cache: one answer per question, in a bounded amount of memory."""
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -7,13 +8,15 @@ from itertools import islice
 
 import numpy as np
 
+from rpo_verl.core.difficulty import NO_EVIDENCE, Evidence, mean_rate
+
 TOKEN_BYTES = 4
 #: Upper bound on what an entry takes beside its tokens: key, header, objects, dictionary (`make bench-cache`).
 ENTRY_BYTES = 300
 
 _NO_TOKENS = np.empty(0, dtype=np.int32)
-# Reward, step, failures, correct, number of question tokens.
-_HEADER = struct.Struct("<diIII")
+# Reward, evidence (wrong, tokens), step, failures, correct, number of question tokens.
+_HEADER = struct.Struct("<dddiIII")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +39,24 @@ class CachedAnswer:
     failures: int = 0
     """How many groups in a row failed altogether from a prefix of it."""
 
+    evidence: Evidence = NO_EVIDENCE
+    """Of how soon the policy goes wrong on the question."""
+
 
 def _pack(answer: CachedAnswer) -> bytes:
-    header = _HEADER.pack(answer.reward, answer.step, answer.failures, bool(answer.correct), len(answer.question))
+    evidence = answer.evidence
+    header = _HEADER.pack(
+        answer.reward, evidence.wrong, evidence.tokens, answer.step, answer.failures, bool(answer.correct),
+        len(answer.question),
+    )  # fmt: skip
     return b"".join((header, *(np.ascontiguousarray(ids, dtype="<i4") for ids in (answer.question, answer.tokens))))
 
 
 def _unpack(packed: bytes) -> CachedAnswer:
-    reward, step, failures, correct, question_tokens = _HEADER.unpack_from(packed)
+    reward, wrong, tokens, step, failures, correct, question_tokens = _HEADER.unpack_from(packed)
     ids = np.frombuffer(packed, dtype="<i4", offset=_HEADER.size)
-    return CachedAnswer(ids[question_tokens:], bool(correct), reward, step, ids[:question_tokens], failures)
+    question, answer = ids[:question_tokens], ids[question_tokens:]
+    return CachedAnswer(answer, bool(correct), reward, step, question, failures, Evidence(wrong, tokens))
 
 
 class ExperienceCache:
@@ -64,6 +75,7 @@ class ExperienceCache:
         self.evictions = 0
         self._entries: dict[bytes, bytes] = {}
         self._packed_bytes = self._step_sum = self._correct = 0
+        self._wrong = self._tokens = 0.0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -99,9 +111,7 @@ class ExperienceCache:
             self.drop(key)
         packed = _pack(answer)
         self._entries[key] = packed
-        self._packed_bytes += len(packed)
-        self._step_sum += answer.step
-        self._correct += answer.correct
+        self._count(answer, len(packed), 1)
         return True
 
     def drop(self, key: bytes) -> None:
@@ -111,16 +121,28 @@ class ExperienceCache:
             KeyError: if it has none.
         """
         packed = self._entries.pop(key)
-        answer = _unpack(packed)
-        self._packed_bytes -= len(packed)
-        self._step_sum -= answer.step
-        self._correct -= answer.correct
+        self._count(_unpack(packed), len(packed), -1)
 
-    def set_failures(self, key: bytes, failures: int) -> None:
-        """Record how many groups in a row failed from the answer of `key`, which must have one."""
-        answer = self.get(key)
-        if answer.failures != failures:
-            self._entries[key] = _pack(replace(answer, failures=failures))
+    def amend(self, key: bytes, failures: int, evidence: Evidence) -> None:
+        """Keep the answer of `key`, which must have one, with what another group showed of it."""
+        packed = self._entries[key]
+        old = _unpack(packed)
+        new = replace(old, failures=failures, evidence=evidence)
+        self._entries[key] = _pack(new)
+        self._count(old, len(packed), -1)
+        self._count(new, len(packed), 1)
+
+    def _count(self, answer: CachedAnswer, packed_bytes: int, sign: int) -> None:
+        self._packed_bytes += sign * packed_bytes
+        self._step_sum += sign * answer.step
+        self._correct += sign * answer.correct
+        self._wrong += sign * answer.evidence.wrong
+        self._tokens += sign * answer.evidence.tokens
+
+    @property
+    def evidence(self) -> Evidence:
+        """Of all questions together."""
+        return Evidence(self._wrong, self._tokens)
 
     def evict(self) -> int:
         """Drop the least recently used entries until the bounds are kept; returns how many."""
@@ -143,12 +165,14 @@ class ExperienceCache:
         return ((key, _unpack(packed)) for key, packed in self._entries.items())
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Size, evictions, the share of correct entries, and their mean age in training steps at `step`."""
-        entries = max(1, len(self))
+        """Size, evictions, the share of correct entries, their mean age in training steps at `step`, and the suffix of
+        which half the groups' members come out right, on the average question."""
+        entries, rate = max(1, len(self)), mean_rate(self.evidence)
         return {
             "rpo/cache/entries": len(self),
             "rpo/cache/bytes": self.bytes,
             "rpo/cache/evictions": self.evictions,
             "rpo/cache/correct_share": self._correct / entries,
             "rpo/cache/age_mean": step - self._step_sum / entries if len(self) else 0.0,
+            "rpo/cache/half_right_tokens": math.log(2) / rate if rate is not None else 0.0,
         }

@@ -8,8 +8,9 @@ import numpy as np
 from rpo_verl.config import RPOConfig
 from rpo_verl.core import draws
 from rpo_verl.core.cache import CachedAnswer, ExperienceCache
+from rpo_verl.core.difficulty import NO_EVIDENCE, Evidence, mean_rate, rate
 from rpo_verl.core.selection import choose_response
-from rpo_verl.core.truncation import draw_dropped, prefix_length
+from rpo_verl.core.truncation import adapted_dropped, draw_dropped, prefix_length
 
 Kind = Literal["full", "prefixed", "refreshed"]
 
@@ -90,7 +91,7 @@ class PartialRollouts:
         ) < self.config.rollout.full_rollout_prob:
             return self._full(key, "refreshed")
         length = len(answer.tokens)
-        dropped = draw_dropped(length, self.config.truncation, *draw_key)
+        dropped = self._dropped(answer, step, key)
         kept = prefix_length(length, dropped, self.max_response_length, self.config.truncation)
         if kept == 0:
             return self._full(key, "refreshed")
@@ -106,13 +107,16 @@ class PartialRollouts:
         """
         return Choice(*choose_response(shaped, self.config.cache.greedy_prob, self.config.seed, step, key))
 
-    def observe(self, key: bytes, answer: CachedAnswer, solved: bool, prefix_tokens: int) -> Outcome:
+    def observe(
+        self, key: bytes, answer: CachedAnswer, correct: np.ndarray, generated: np.ndarray, prefix_tokens: int
+    ) -> Outcome:
         """Update the cache with a finished group (paper, section 3, cache update).
 
         Args:
             key: the question.
             answer: the response of its choice.
-            solved: any member of the group was correct.
+            correct: (G,) bool, of its members.
+            generated: (G,) int, tokens behind the prefix.
             prefix_tokens: how many tokens of it are the prefix that its group started from; 0 for a full rollout.
         """
         old = self.cache.get(key)
@@ -121,16 +125,31 @@ class PartialRollouts:
             return Outcome(stored=False, dropped=False)
         failures = 0
         if prefix_tokens > 0:
-            failures = 0 if solved else old.failures + 1
+            failures = 0 if correct.any() else old.failures + 1
             max_failures = self.config.cache.max_failures
             if max_failures is not None and failures >= max_failures:
                 self.cache.drop(key)
                 return Outcome(stored=False, dropped=True)
+        before = NO_EVIDENCE if old is None else old.evidence
+        evidence = before.after(correct, generated, self._rate(before))
         finite = bool(np.isfinite(answer.reward))
-        stored = finite and self.cache.put(key, replace(answer, failures=failures))
-        if prefix_tokens > 0 and not stored:
-            self.cache.set_failures(key, failures)
+        stored = finite and self.cache.put(key, replace(answer, failures=failures, evidence=evidence))
+        if not stored and old is not None:
+            self.cache.amend(key, failures if prefix_tokens > 0 else old.failures, evidence)
         return Outcome(stored, dropped=False)
+
+    def _rate(self, own: Evidence) -> float | None:
+        """At which the policy goes wrong on a question, per token; None before it was seen on any."""
+        mean = mean_rate(self.cache.evidence)
+        return None if mean is None else rate(own, mean)
+
+    def _dropped(self, answer: CachedAnswer, step: int, key: bytes) -> int:
+        """The truncation length `m`."""
+        length, truncation, seed = len(answer.tokens), self.config.truncation, self.config.seed
+        mean = mean_rate(self.cache.evidence)
+        if not truncation.adaptive or mean is None:
+            return draw_dropped(length, truncation, seed, step, key)
+        return adapted_dropped(length, rate(answer.evidence, mean), mean, truncation, seed, step)
 
     def _full(self, key: bytes, kind: Kind) -> Start:
         return Start(key, kind, _NO_TOKENS, 0, self.max_response_length, -1)

@@ -1,6 +1,7 @@
 """The experience cache on disk: one Parquet file and a JSON manifest in a folder of their own. Nothing is unpickled."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable
@@ -15,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rpo_verl.core.cache import CachedAnswer, ExperienceCache
+from rpo_verl.core.difficulty import Evidence
 from rpo_verl.core.question import KEY_BYTES, TokenizerIdentity, question_key
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ENTRIES, MANIFEST = "cache.parquet", "manifest.json"
 SCHEMA = pa.schema(
     [
@@ -28,8 +30,12 @@ SCHEMA = pa.schema(
         pa.field("correct", pa.bool_(), nullable=False),
         pa.field("step", pa.int32(), nullable=False),
         pa.field("failures", pa.int32(), nullable=False),
+        pa.field("wrong_seen", pa.float64(), nullable=False),
+        pa.field("tokens_seen", pa.float64(), nullable=False),
     ]
 )
+#: Columns since version 2; in older stores no question has any evidence.
+EVIDENCE = ("wrong_seen", "tokens_seen")
 ROWS_AT_A_TIME = 4096
 READ_BYTES = 1 << 20
 #: What pyarrow raises on damaged files whose checksum is right, its own exceptions and others.
@@ -162,7 +168,7 @@ def _read(folder: Path, manifest: Manifest) -> Iterable[tuple[bytes, CachedAnswe
     try:
         # Read in pieces: with whole column chunks read ahead, loading takes three times as long and more memory.
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file:
-            if not file.schema_arrow.equals(SCHEMA):
+            if not file.schema_arrow.equals(_schema(manifest.schema_version)):
                 raise _unreadable(path, f"its columns are {file.schema_arrow.to_string()!r}")
             for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
                 batch.validate(full=True)
@@ -179,10 +185,16 @@ def _read(folder: Path, manifest: Manifest) -> Iterable[tuple[bytes, CachedAnswe
         raise _unreadable(path, f"{len(seen)} entries, the manifest says {manifest.entries}")
 
 
+def _schema(version: int) -> pa.Schema:
+    return SCHEMA if version >= 2 else pa.schema([field for field in SCHEMA if field.name not in EVIDENCE])
+
+
 def _is_sound(key: bytes, answer: CachedAnswer, fingerprint: bytes) -> bool:
     return (
         key == question_key(answer.question, fingerprint)
         and answer.failures >= 0
+        and 0 <= answer.evidence.wrong < math.inf
+        and 0 <= answer.evidence.tokens < math.inf
         and (not len(answer.tokens) or int(answer.tokens.min()) >= 0)
     )
 
@@ -197,6 +209,8 @@ def _to_batch(rows: Iterable[tuple[bytes, CachedAnswer]]) -> pa.RecordBatch:
         pa.array([answer.correct for answer in answers], pa.bool_()),
         pa.array([answer.step for answer in answers], pa.int32()),
         pa.array([answer.failures for answer in answers], pa.int32()),
+        pa.array([answer.evidence.wrong for answer in answers], pa.float64()),
+        pa.array([answer.evidence.tokens for answer in answers], pa.float64()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
@@ -208,11 +222,12 @@ def _lists(arrays: list[np.ndarray]) -> pa.ListArray:
 
 
 def _from_batch(batch: pa.RecordBatch) -> Iterable[tuple[bytes, CachedAnswer]]:
-    columns: dict[str, Any] = {name: batch.column(name) for name in SCHEMA.names}
+    columns: dict[str, Any] = dict(zip(batch.schema.names, batch.columns, strict=True))
     questions, answers = (_arrays(columns[name]) for name in ("question_ids", "answer_ids"))
-    scalars = (columns[name].to_pylist() for name in ("key", "reward", "correct", "step", "failures"))
-    for question, tokens, key, reward, correct, step, failures in zip(questions, answers, *scalars, strict=True):
-        yield key, CachedAnswer(tokens, correct, reward, step, question, failures)
+    names = ("key", "reward", "correct", "step", "failures", *(name for name in EVIDENCE if name in columns))
+    scalars = (columns[name].to_pylist() for name in names)
+    for question, answer, key, reward, correct, step, failures, *seen in zip(questions, answers, *scalars, strict=True):
+        yield key, CachedAnswer(answer, correct, reward, step, question, failures, Evidence(*seen))
 
 
 def _arrays(column: pa.ListArray) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Which part of a cached answer is replayed: draw `m`, drop the last `m` tokens, leave room for a suffix."""
+"""Which part of a cached answer is replayed: find `m`, drop the last `m` tokens, leave room for a suffix."""
 
 import math
 
@@ -19,6 +19,31 @@ def draw_dropped(length: int, config: TruncationConfig, *key: int | bytes) -> in
     """
     most = config.max_tokens if config.max_tokens is not None else math.ceil(config.max_fraction * length)
     return draws.integer(config.min_tokens, max(config.min_tokens, most), *key, "truncation")
+
+
+def adapted_dropped(length: int, rate: float, mean_rate: float, config: TruncationConfig, *step_key: int) -> int:
+    """`m` such that the share `target_success` of the group is expected to succeed, on a scale that the step shares.
+
+    A step lasts as long as its longest suffix, so its questions share a scale: what the target asks of the average
+    question, times a factor drawn for the step, log-uniform from 1/2 to 2. A harder question is cut later. One that is
+    too easy on this scale would carry no signal, and gets `min_tokens`; it has its turn in a step of a larger scale.
+
+    Args:
+        length: tokens of the cached answer, at least 0.
+        rate: at which the policy goes wrong on this question, per token, above 0.
+        mean_rate: on all questions.
+        config: the target, and what is too easy.
+        step_key: what the scale is a function of: seed, step.
+
+    Returns:
+        `m` in tokens; `m >= length` stands for a full rollout.
+    """
+    tokens_per_rate = -math.log(config.target_success)
+    scale = tokens_per_rate / mean_rate * 2 ** (2 * draws.uniform(*step_key, "scale") - 1)
+    dropped = min(length, scale, tokens_per_rate / rate)
+    if math.exp(-rate * dropped) > config.easy_above:
+        return config.min_tokens
+    return max(config.min_tokens, round(dropped))
 
 
 def prefix_length(length: int, dropped: int, max_response_length: int, config: TruncationConfig) -> int:

@@ -148,8 +148,10 @@ def offer_to_cache(
             )
         tokens = tokens[:-1] if len(tokens) and int(tokens[-1]) in end_ids else tokens
         answer = CachedAnswer(tokens, row.correct, row.reward, row.oldest_policy, question)
-        solved = any(groups.rows[member].correct for member in members)
-        outcomes.append(rollouts.observe(row.key, answer, solved, row.prefix_tokens))
+        group = [groups.rows[member] for member in members]
+        correct = np.array([member.correct for member in group])
+        generated = np.array([member.response_tokens - member.prefix_tokens for member in group])
+        outcomes.append(rollouts.observe(row.key, answer, correct, generated, row.prefix_tokens))
     return Updates(
         offered=len(complete),
         greedy=sum(choice.greedy for choice in choices),

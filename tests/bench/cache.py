@@ -69,6 +69,7 @@ def measure(entries: int, tokens: int, folder: Path) -> dict[str, float]:
     suffix = rng.integers(0, 150_000, tokens - half, dtype=np.int32)
     responses = [[np.concatenate([rpo.cache.get(key).tokens[:half], suffix]) for key, _ in batch] for batch in batches]
     shaped = np.linspace(0.5, 1.0, GROUP)
+    correct, generated = shaped > 0.6, np.full(GROUP, tokens - half)
 
     def look_up(i: int) -> None:
         for key, _ in batches[i]:
@@ -77,7 +78,8 @@ def measure(entries: int, tokens: int, folder: Path) -> dict[str, float]:
     def update(i: int) -> None:
         for (key, question), response in zip(batches[i], responses[i], strict=True):
             rpo.choose(key, i + 1, shaped)
-            assert rpo.observe(key, CachedAnswer(response, True, 1.0, i, question), True, half).stored
+            answer = CachedAnswer(response, True, 1.0, i, question)
+            assert rpo.observe(key, answer, correct, generated, half).stored
         rpo.cache.evict()
 
     look_up_s, update_s = timed(look_up, 5), timed(update, 5)

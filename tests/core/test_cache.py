@@ -3,6 +3,7 @@
 import gc
 import tracemalloc
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from rpo_verl.core.cache import ENTRY_BYTES, TOKEN_BYTES, CachedAnswer, ExperienceCache
+from rpo_verl.core.difficulty import UNIT, Evidence
 
 KEYS = st.integers(0, 7).map(lambda i: bytes([i]) * 16)
+AMOUNTS = st.integers(0, 2**30).map(lambda units: units * UNIT)
+EVIDENCE = st.builds(Evidence, AMOUNTS, AMOUNTS)
 ANSWERS = st.builds(
-    lambda tokens, question, correct, reward, step, failures: CachedAnswer(
-        np.array(tokens, dtype=np.int32), correct, reward, step, np.array(question, dtype=np.int32), failures
+    lambda tokens, question, correct, reward, step, failures, evidence: CachedAnswer(
+        np.array(tokens, dtype=np.int32), correct, reward, step, np.array(question, dtype=np.int32), failures, evidence
     ),
     st.lists(st.integers(0, 2**31 - 1), max_size=6),
     st.lists(st.integers(0, 2**31 - 1), max_size=3),
@@ -22,6 +26,7 @@ ANSWERS = st.builds(
     st.floats(allow_nan=False),
     st.integers(-1, 10_000),
     st.integers(0, 3),
+    EVIDENCE,
 )
 
 
@@ -29,7 +34,8 @@ def same(a: CachedAnswer, b: CachedAnswer) -> bool:
     return (
         a.tokens.tolist() == b.tokens.tolist()
         and a.question.tolist() == b.question.tolist()
-        and (a.correct, a.reward, a.step, a.failures) == (b.correct, b.reward, b.step, b.failures)
+        and (a.correct, a.reward, a.step) == (b.correct, b.reward, b.step)
+        and (a.failures, a.evidence) == (b.failures, b.evidence)
     )
 
 
@@ -71,18 +77,19 @@ class CacheMachine(RuleBasedStateMachine):
             with pytest.raises(KeyError):
                 self.cache.drop(key)
 
-    @rule(key=KEYS, failures=st.integers(0, 5))
-    def set_failures(self, key, failures):
+    @rule(key=KEYS, failures=st.integers(0, 5), evidence=EVIDENCE)
+    def amend(self, key, failures, evidence):
         if key in self.model:
-            old = self.model[key]
-            self.model[key] = CachedAnswer(old.tokens, old.correct, old.reward, old.step, old.question, failures)
-            self.cache.set_failures(key, failures)
+            self.model[key] = replace(self.model[key], failures=failures, evidence=evidence)
+            self.cache.amend(key, failures, evidence)
 
     @invariant()
     def agree(self):
         assert [key for key, _ in self.cache.items()] == list(self.model)
         for key, answer in self.model.items():
             assert same(self.cache.get(key), answer)
+        seen = [answer.evidence for answer in self.model.values()]
+        assert self.cache.evidence == Evidence(sum(e.wrong for e in seen), sum(e.tokens for e in seen))
         metrics = self.cache.metrics(step=10_000)
         assert metrics["rpo/cache/bytes"] == self.cache.bytes == self.model_bytes()
         assert metrics["rpo/cache/evictions"] == self.evictions

@@ -1,10 +1,13 @@
 """The plan of a group and the update of the cache, step by step."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from rpo_verl.config import CacheConfig, RolloutConfig, RPOConfig, TruncationConfig
 from rpo_verl.core.cache import CachedAnswer, ExperienceCache
+from rpo_verl.core.difficulty import Evidence
 from rpo_verl.core.replay import PartialRollouts
 
 KEY = b"k" * 16
@@ -22,8 +25,9 @@ def rollouts(max_response_length=100, **sections):
 def observe(rpo, step, shaped, group, prefix_tokens=0):
     """Choose a response of the group and offer it."""
     choice = rpo.choose(KEY, step, np.array(shaped))
-    solved = any(member.correct for member in group)
-    return choice, rpo.observe(KEY, group[choice.member], solved, prefix_tokens)
+    correct = np.array([member.correct for member in group])
+    generated = np.array([len(member.tokens) + 1 - prefix_tokens for member in group])
+    return choice, rpo.observe(KEY, group[choice.member], correct, generated, prefix_tokens)
 
 
 def test_cold_cache_gives_a_full_rollout_which_seeds_it():
@@ -187,3 +191,40 @@ def test_answers_with_an_old_head_get_a_full_rollout():
 def test_bounds_of_the_configuration_are_the_caches():
     rpo = rollouts(cache=CacheConfig(keep_correct=False, max_entries=3, max_bytes=1000))
     assert (rpo.cache.keep_correct, rpo.cache.max_entries, rpo.cache.max_bytes) == (False, 3, 1000)
+
+
+def test_evidence_of_a_question_builds_up_over_its_groups():
+    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
+    # Nothing known: a wrong answer went wrong half way.
+    observe(rpo, 1, [1.0, 0.0], [answer(39), answer(19, correct=False)])
+    assert rpo.cache.get(KEY).evidence == rpo.cache.evidence == Evidence(1.0, 40 + 20 / 2)
+    # Half of that, and from a prefix what was generated behind it, whether or not the answer is replaced.
+    observe(rpo, 2, [1.0], [answer(39)], prefix_tokens=30)
+    assert rpo.cache.get(KEY).evidence == Evidence(0.5, 25.0 + 10)
+    rpo.observe(KEY, answer(45, correct=False), np.array([True, True]), np.array([16, 16]), prefix_tokens=30)
+    assert rpo.cache.get(KEY).correct
+    assert rpo.cache.get(KEY).evidence == Evidence(0.25, 17.5 + 32)
+
+
+ADAPTIVE = TruncationConfig(adaptive=True, target_success=0.5, easy_above=0.9)
+
+
+def test_adaptive_cuts_leave_harder_questions_less_to_write():
+    rpo = rollouts(truncation=ADAPTIVE, max_response_length=1000)
+    hard, medium, easy = b"h" * 16, b"m" * 16, b"e" * 16
+    for key, evidence in {hard: Evidence(20.0, 200.0), medium: Evidence(10, 1000), easy: Evidence(0, 20000)}.items():
+        rpo.cache.put(key, replace(answer(900), evidence=evidence))
+    dropped = {key: [rpo.plan(key, step).dropped for step in range(1, 100)] for key in (hard, medium, easy)}
+    assert all(one < other for one, other in zip(dropped[hard], dropped[medium], strict=True))
+    # ln 2 at 21 wrong ones in 200 tokens and the 21200 / 30.5 of the prior, always below the step's scale.
+    assert set(dropped[hard]) == {30}
+    assert set(dropped[medium]) == {107}
+    # On no scale of these steps does the easy question go wrong often enough.
+    assert set(dropped[easy]) == {1}
+
+
+def test_before_anything_was_seen_adaptive_cuts_are_drawn():
+    rpo, plain = rollouts(truncation=ADAPTIVE), rollouts()
+    for one in (rpo, plain):
+        one.cache.put(KEY, answer(60))
+    assert [rpo.plan(KEY, step).dropped for step in range(50)] == [plain.plan(KEY, step).dropped for step in range(50)]

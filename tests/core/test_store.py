@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 
 from rpo_verl.core import store
 from rpo_verl.core.cache import CachedAnswer, ExperienceCache
+from rpo_verl.core.difficulty import Evidence
 from rpo_verl.core.question import TokenizerIdentity, question_key
 
 TOKENIZER = TokenizerIdentity.of("tiny", {"a": 0, "b": 1}, "template")
@@ -22,15 +24,16 @@ def make_cache(entries=40):
     for i in range(entries):
         question = np.array([i, *rng.integers(0, 1000, rng.integers(0, 30))], dtype=np.int32)
         answer = CachedAnswer(
-            rng.integers(0, 1000, rng.integers(0, 200)).astype(np.int32), bool(i % 3), i / 7, i, question, i % 2
-        )
+            rng.integers(0, 1000, rng.integers(0, 200)).astype(np.int32), bool(i % 3), i / 7, i, question, i % 2,
+            Evidence(i / 4, 100.0 + i),
+        )  # fmt: skip
         cache.put(question_key(question, TOKENIZER.fingerprint), answer)
     return cache
 
 
 def contents(cache):
     return [
-        (key, a.tokens.tolist(), a.question.tolist(), a.correct, a.reward, a.step, a.failures)
+        (key, a.tokens.tolist(), a.question.tolist(), a.correct, a.reward, a.step, a.failures, a.evidence)
         for key, a in cache.items()
     ]
 
@@ -64,7 +67,9 @@ def test_unknown_rewards_survive(tmp_path):
 def test_pandas_reads_it(tmp_path):
     store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
     frame = pd.read_parquet(tmp_path / "rpo" / "cache.parquet")
-    assert list(frame.columns) == ["key", "question_ids", "answer_ids", "reward", "correct", "step", "failures"]
+    assert list(frame.columns) == [
+        "key", "question_ids", "answer_ids", "reward", "correct", "step", "failures", "wrong_seen", "tokens_seen"
+    ]  # fmt: skip
     assert len(frame) == 40
     assert frame.answer_ids[3].tolist() == list(make_cache().items())[3][1].tokens.tolist()
 
@@ -101,10 +106,10 @@ def test_the_same_tokenizer_from_another_place_is_accepted(tmp_path):
 
 
 def test_a_newer_schema_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(store, "SCHEMA_VERSION", store.SCHEMA_VERSION + 1)
     store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
     monkeypatch.undo()
-    with pytest.raises(store.StoreError, match=r"manifest\.json: schema version 2.*reads up to 1"):
+    with pytest.raises(store.StoreError, match=r"manifest\.json: schema version 3.*reads up to 2"):
         store.load(tmp_path / "rpo", TOKENIZER)
 
 
@@ -113,14 +118,24 @@ def test_nothing_there(tmp_path):
         store.load(tmp_path / "rpo", TOKENIZER)
 
 
-def seal(folder, table):
+def test_an_older_schema_is_read(tmp_path):
+    store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
+    table = pq.read_table(tmp_path / "rpo" / "cache.parquet").drop_columns(["wrong_seen", "tokens_seen"])
+    seal(tmp_path / "rpo", table, version=1)
+    found = contents(store.load(tmp_path / "rpo", TOKENIZER)[0])
+    assert found == [(*fields, Evidence()) for *fields, _ in contents(make_cache())]
+    seal(tmp_path / "rpo", table)
+    with pytest.raises(store.StoreError, match="its columns are"):
+        store.load(tmp_path / "rpo", TOKENIZER)
+
+
+def seal(folder, table, version=store.SCHEMA_VERSION):
     """Write a table and a manifest that vouches for it, as somebody who knows the format might."""
     pq.write_table(table, folder / "cache.parquet")
     manifest = store.read_manifest(folder)
     digest = store._digest(folder / "cache.parquet")
-    forged = store.Manifest(1, manifest.tokenizer, manifest.step, table.num_rows, manifest.tokens, digest)
-    fields = {**json.loads((folder / "manifest.json").read_text()), "entries": table.num_rows, "file_digest": digest}
-    (folder / "manifest.json").write_text(json.dumps({**fields, "seal": forged.seal()}))
+    forged = replace(manifest, schema_version=version, entries=table.num_rows, file_digest=digest)
+    (folder / "manifest.json").write_text(json.dumps({**asdict(forged), "seal": forged.seal()}))
 
 
 def columns(table, **replaced):
@@ -135,6 +150,8 @@ FORGERIES = {
     "repeated rows": lambda t: pa.concat_tables([t, t]),
     "negative token": lambda t: columns(t, answer_ids=pa.array([[-1]] * len(t), t.schema.field("answer_ids").type)),
     "shuffled keys": lambda t: columns(t, key=t["key"].take([*range(1, len(t)), 0])),
+    "endless evidence": lambda t: columns(t, tokens_seen=pa.array([float("inf")] * len(t))),
+    "negative evidence": lambda t: columns(t, wrong_seen=pa.array([-1.0] * len(t))),
     "negative failures": lambda t: columns(t, failures=pa.array([-1] * len(t), pa.int32())),
 }
 

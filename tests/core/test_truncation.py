@@ -1,11 +1,12 @@
 """Where an answer is cut: the range of m, its uniformity, and what is left of the response budget."""
 
+import math
 from collections import Counter
 
 import pytest
 
 from rpo_verl.config import TruncationConfig
-from rpo_verl.core.truncation import draw_dropped, prefix_length
+from rpo_verl.core.truncation import adapted_dropped, draw_dropped, prefix_length
 
 
 def draws_of(length, config, count=4000):
@@ -63,3 +64,38 @@ def test_draws_depend_on_seed_step_and_question_and_on_nothing_else():
         draw_dropped(5000, config, *changed) for changed in [(8, 3, b"question"), (7, 4, b"question"), (7, 3, b"x")]
     }
     assert first not in others
+
+
+ADAPTIVE = TruncationConfig(adaptive=True, target_success=0.5, easy_above=0.95)
+
+
+def test_an_adapted_cut_asks_for_half_the_group():
+    # Twice as hard as the average: on every scale of a step its own cut is the shorter one.
+    for step in range(100):
+        dropped = adapted_dropped(10_000, 0.002, 0.001, ADAPTIVE, 0, step)
+        assert dropped == round(math.log(2) / 0.002)
+    # With another target, that many tokens as let it succeed.
+    often = TruncationConfig(adaptive=True, target_success=0.8)
+    assert adapted_dropped(10_000, 0.002, 0.001, often, 0, 1) == round(-math.log(0.8) / 0.002)
+
+
+def test_a_step_has_one_scale():
+    average = [adapted_dropped(10_000, 0.001, 0.001, ADAPTIVE, 0, step) for step in range(400)]
+    easier = [adapted_dropped(10_000, 0.0005, 0.001, ADAPTIVE, 0, step) for step in range(400)]
+    own = round(math.log(2) / 0.001)
+    assert max(average) == own and min(average) < 0.55 * own
+    assert max(easier) > 1.9 * own
+    # Wherever the scale is what binds, it is the same for both.
+    assert all(one == other for one, other in zip(average, easier, strict=True) if one < own)
+    # Log-uniform: half of the steps lie below the middle.
+    assert sum(value < own for value in easier) / 400 == pytest.approx(0.5, abs=0.1)
+
+
+def test_what_carries_no_signal_costs_one_token():
+    # Even a full rollout of 100 tokens comes out right in more than 95 %.
+    assert adapted_dropped(100, 0.0005, 0.0005, ADAPTIVE, 0, 1) == 1
+    assert adapted_dropped(104, 0.0005, 0.0005, ADAPTIVE, 0, 1) == 104
+
+
+def test_a_hopeless_question_keeps_a_token_to_write():
+    assert adapted_dropped(100, 5.0, 0.001, ADAPTIVE, 0, 1) == 1
