@@ -95,6 +95,7 @@ def _refuse_what_cannot_share(config: DictConfig) -> None:
         ("actor_rollout_ref.actor.ulysses_sequence_parallel_size", actor.ulysses_sequence_parallel_size, (1,)),
         ("actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
          actor.fsdp_config.ulysses_sequence_parallel_size, (1,)),
+        ("actor_rollout_ref.actor.fsdp_config.pad_to_length", actor.fsdp_config.pad_to_length, (False,)),
         ("actor_rollout_ref.model.use_fused_kernels", model.use_fused_kernels, (False,)),
         ("actor_rollout_ref.actor.calculate_sum_pi_squared", actor.get("calculate_sum_pi_squared", False), (False,)),
         ("distillation.enabled", distillation.get("enabled", False), (False,)),

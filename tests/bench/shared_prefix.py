@@ -76,6 +76,7 @@ def main() -> None:
     engine = object.__new__(EngineRegistry._engines["language_model"]["fsdp2"]["cuda"])
     engine.module = AutoModelForCausalLM.from_pretrained(MODEL, attn_implementation="sdpa").train()
     engine.module.gradient_checkpointing_enable()
+    engine.pad_to_length = False
     usual = transformer_impl.logprobs_from_logits
 
     def in_one_call(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
