@@ -139,7 +139,8 @@ class LossConfig:
 
     share_prefix: bool = False
     """Compute question and prefix once for all members of a group that share a micro-batch, in log-probabilities and
-    update: the same up to rounding. For FSDP with the attention `sdpa` or `flash_attention_2`, whose place it takes."""
+    update: the same up to rounding. For FSDP and models with plain causal attention (`sdpa`, `flash_attention_2`); it
+    takes that attention's place, and refuses other models."""
 
 
 @dataclass

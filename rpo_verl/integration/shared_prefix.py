@@ -7,7 +7,7 @@ expects, so losses and metrics do not know of it; gradients are those of the row
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
@@ -23,6 +23,8 @@ from rpo_verl.core.packing import Packing, share
 
 #: Key in a batch's `extra_info`: its rows may be packed. Argument of the model's forward: how they are.
 FLAG, LAYOUT = "rpo_share_prefix", "rpo_shared_prefix"
+#: What transformers' models may ask of an attention function beyond attending to all that comes before.
+UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "dropout")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,8 @@ class Layout:
     keys: torch.Tensor
     visible: torch.Tensor
     unpadded: torch.Tensor
+    attended: set[int] = field(default_factory=set)
+    """Ids of the modules that attended over these rows."""
 
 
 class SharedPrefixEngine:
@@ -64,14 +68,29 @@ class SharedPrefixEngine:
             "logits_to_keep": on_device(packing.slots),
             LAYOUT: layout,
         }
-        return inputs, {"labels": ids.values()[on_device(packing.labels)], "row_slot": on_device(packing.row_slot)}
+        return inputs, {
+            "labels": ids.values()[on_device(packing.labels)],
+            "row_slot": on_device(packing.row_slot),
+            LAYOUT: layout,
+        }
 
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict[str, torch.Tensor]:
-        """Log-probabilities, and entropies if asked for, laid out by rows: nested (B, prompt + response)."""
-        if "row_slot" not in output_args:
+        """Log-probabilities, and entropies if asked for, laid out by rows: nested (B, prompt + response).
+
+        Raises:
+            ValueError: if a layer of the model mixes tokens otherwise than by transformers' attention functions.
+        """
+        if LAYOUT not in output_args:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        layers, attended = self.module.config.get_text_config().num_hidden_layers, len(output_args[LAYOUT].attended)
+        if attended != layers:
+            raise ValueError(
+                f"rpo.loss.share_prefix with {type(self.module).__name__}: {attended} of its {layers} layers attend "
+                "through transformers' attention functions, so rows packed together would run into each other in the "
+                "others. Set rpo.loss.share_prefix=false."
+            )
         logits = output.logits[0]
         logits = (logits.full_tensor() if isinstance(logits, DTensor) else logits) / micro_batch["temperature"]
         offsets = micro_batch["input_ids"].offsets()
@@ -160,6 +179,14 @@ def install_attention(name: str) -> None:
         layout = kwargs.pop(LAYOUT, None)
         if layout is None:
             return original(module, query, key, value, mask, **kwargs)
+        for option in UNSUPPORTED:
+            given = kwargs.get(option)
+            if given is not None and not (isinstance(given, int | float) and given == 0):
+                raise ValueError(
+                    f"rpo.loss.share_prefix with {type(module).__name__}, whose attention has {option}={given}: packed "
+                    "rows attend to all that comes before them, and nothing else. Set rpo.loss.share_prefix=false."
+                )
+        layout.attended.add(id(module))
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         return attend(module, query, key, value, layout, scaling), None
 

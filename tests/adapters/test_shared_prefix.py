@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TINY
 from tensordict import TensorDict
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig, Qwen2Config
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.dataset_utils import DatasetPadMode
@@ -19,6 +19,10 @@ from rpo_verl.integration.shared_prefix import FLAG, SharedPrefixEngine, install
 
 PROMPT, PREFIX, GROUP = 12, 30, 4
 TEMPERATURE = 0.7
+SMALL = {
+    "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "attn_implementation": "sdpa",
+}  # fmt: skip
 
 
 def tiny(dtype):
@@ -28,11 +32,7 @@ def tiny(dtype):
 def grouped_queries(dtype):
     """Two queries to a key, which the tiny reasoner does not have."""
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, attn_implementation="sdpa",
-    )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config).to(dtype)
+    return AutoModelForCausalLM.from_config(Qwen2Config(**SMALL)).to(dtype)
 
 
 def rows(vocabulary, seed=0):
@@ -198,6 +198,33 @@ def test_without_the_flag_it_is_verls_own_engine():
 def test_an_attention_that_cannot_be_wrapped():
     with pytest.raises(ValueError, match=r"eager.*Use sdpa"):
         install_attention("eager")
+
+
+@pytest.mark.parametrize(
+    ("option", "config"),
+    [
+        ("sliding_window=16", MistralConfig(sliding_window=16, **SMALL)),
+        ("softcap=50.0", Gemma2Config(sliding_window=None, layer_types=["full_attention"] * 2, head_dim=16, **SMALL)),
+        ("dropout=0.1", Qwen2Config(attention_dropout=0.1, **SMALL)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_attention_that_is_not_plain_is_refused(option, config):
+    model = AutoModelForCausalLM.from_config(config).train()
+    with pytest.raises(ValueError, match=f"{option}.*share_prefix=false"):
+        through_the_engine(model, rows(64))
+
+
+def test_layers_that_mix_tokens_in_another_way_are_refused():
+    model = grouped_queries(torch.float32)
+    attention = model.model.layers[1].self_attn
+
+    def elsewhere(hidden_states, **_):
+        return attention.o_proj(attention.q_proj(hidden_states)), None
+
+    attention.forward = elsewhere
+    with pytest.raises(ValueError, match=r"Qwen2ForCausalLM: 1 of its 2 layers attend .*share_prefix=false"):
+        through_the_engine(model, rows(64))
 
 
 def test_the_attention_is_wrapped_once():
