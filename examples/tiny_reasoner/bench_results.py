@@ -1,0 +1,118 @@
+"""From the records of bench.py's runs to its page and its curves."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rpo_verl.evaluation.summary import markdown
+
+Record = Mapping[str, Any]
+
+
+def reached(run: Record, accuracy: float, axis: str) -> float | None:
+    """Where the run's validation accuracy first reaches `accuracy`, linear between validations.
+
+    Args:
+        run: a record of bench.py.
+        accuracy: to be reached.
+        axis: `seconds` or `tokens`.
+
+    Returns:
+        None if it never does.
+    """
+    before = None
+    for point in run["curve"]:
+        if point["accuracy"] >= accuracy:
+            if before is None:
+                return point[axis]
+            share = (accuracy - before["accuracy"]) / (point["accuracy"] - before["accuracy"])
+            return before[axis] + share * (point[axis] - before[axis])
+        before = point
+    return None
+
+
+def spread(values: Sequence[float | None], form: str) -> str:
+    """Mean over seeds, and the least and the largest where there are several; runs without a value are counted."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "never"
+    text = form.format(fmean(known))
+    if len(known) > 1:
+        text += f" [{form.format(min(known))}, {form.format(max(known))}]"
+    return text if len(known) == len(values) else f"{text} in {len(known)} of {len(values)}"
+
+
+def accuracy_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """What every arm reaches and what it costs, one arm a row, head first."""
+    runs = results["runs"]
+    baseline = next(iter(runs))
+    target = fmean(run["curve"][-1]["accuracy"] for run in runs[baseline].values())
+    columns: dict[str, tuple[Callable[[Record], float | None], str]] = {
+        "pass@1": (lambda run: run["pass_at_k"]["1"], "{:.3f}"),
+        "pass@8": (lambda run: run["pass_at_k"]["8"], "{:.3f}"),
+        "training, s": (lambda run: run["train_s"], "{:.0f}"),
+        "tokens": (lambda run: run["generated_tokens"], "{:,.0f}"),
+        "… a sample": (lambda run: run["generated_tokens_per_sample"], "{:.1f}"),
+        f"s to {target:.3f}": (lambda run: reached(run, target, "seconds"), "{:.0f}"),
+        f"tokens to {target:.3f}": (lambda run: reached(run, target, "tokens"), "{:,.0f}"),
+    }
+    rows = [["arm", "seeds", *columns]]
+    for arm, by_seed in runs.items():
+        cells = (spread([of(run) for run in by_seed.values()], form) for of, form in columns.values())
+        rows.append([arm, str(len(by_seed)), *cells])
+    return rows
+
+
+def time_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Where the time of a step goes: means over steps and seeds in seconds, one arm a row, head first."""
+    runs = results["runs"]
+    parts = list(next(iter(next(iter(runs.values())).values()))["parts_s"])
+    rows = [["arm", "step, s", *parts]]
+    for arm, by_seed in runs.items():
+        means = {part: fmean(run["parts_s"][part] for run in by_seed.values()) for part in parts}
+        rows.append([arm, f"{sum(means.values()):.2f}", *(f"{means[part]:.3f}" for part in parts)])
+    return rows
+
+
+def provenance(results: Mapping[str, Any]) -> str:
+    """One sentence: command, length, machine, versions, commits."""
+    settings, machine = results["settings"], results["machine"]
+    commits = sorted({run["commit"] for by_seed in results["runs"].values() for run in by_seed.values()})
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"`python examples/tiny_reasoner/bench.py --suite {results['suite']}`: {settings['steps']} steps, "
+        f"validated every {settings['test_freq']} on {settings['val_questions']} questions; "
+        f"{machine['cores']} cores of {machine['processor']}, Python {machine['python']}, {versions}; "
+        f"commit {', '.join(commits)}."
+    )
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Both tables as Markdown, and where they come from."""
+    return f"{markdown(accuracy_rows(results))}\n{markdown(time_rows(results))}\n{provenance(results)}\n"
+
+
+def plot_curves(results: Mapping[str, Any], path: Path) -> None:
+    """Validation accuracy over steps, training time and generated tokens: a colour an arm, a line a seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    axes_of = {"step": ("training steps", 1), "seconds": ("training time, minutes", 60),
+               "tokens": ("generated tokens, thousands", 1000)}  # fmt: skip
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.2), sharey=True, layout="constrained")
+    for number, (arm, by_seed) in enumerate(results["runs"].items()):
+        for position, run in enumerate(by_seed.values()):
+            for axis, (name, (_, unit)) in zip(axes, axes_of.items(), strict=True):
+                values = [point[name] / unit for point in run["curve"]]
+                label = arm if position == 0 else None
+                axis.plot(values, [point["accuracy"] for point in run["curve"]], color=f"C{number % 10}", label=label)
+    for axis, (label, _) in zip(axes, axes_of.values(), strict=True):
+        axis.set(xlabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="validation accuracy (full rollouts)")
+    axes[0].legend()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

@@ -1,0 +1,117 @@
+"""The benchmark's arithmetic: from what a run left behind to its tables."""
+
+import json
+
+import pytest
+from conftest import load_example
+
+bench, arms, results_of, waiting = map(load_example, ("bench", "bench_arms", "bench_results", "waiting"))
+Step = load_example("summary").Step
+
+
+def run(*accuracy, seconds=100.0, tokens=1000, **parts):
+    """A record whose validations lie equally far apart."""
+    points = [
+        {"step": 10 * i, "seconds": seconds * i, "tokens": tokens * i, "accuracy": a} for i, a in enumerate(accuracy)
+    ]
+    return {
+        "curve": points,
+        "pass_at_k": {"1": accuracy[-1], "8": 1.0},
+        "train_s": points[-1]["seconds"],
+        "parts_s": {"generation": 2.0, "waiting": 0.5} | parts,
+        "generated_tokens": points[-1]["tokens"],
+        "generated_tokens_per_sample": 10.0,
+        "commit": "abc123",
+    }
+
+
+def test_where_an_accuracy_is_reached():
+    rising = run(0.5, 0.7, 0.8)
+    assert results_of.reached(rising, 0.7, "seconds") == pytest.approx(100)
+    assert results_of.reached(rising, 0.75, "seconds") == pytest.approx(150)
+    assert results_of.reached(rising, 0.75, "tokens") == pytest.approx(1500)
+    assert results_of.reached(rising, 0.4, "tokens") == 0
+    assert results_of.reached(rising, 0.9, "seconds") is None
+    # The first time counts, though it falls again.
+    assert results_of.reached(run(0.5, 0.7, 0.6, 0.8), 0.6, "seconds") == pytest.approx(50)
+
+
+def test_spread_over_seeds():
+    assert results_of.spread([1.0], "{:.1f}") == "1.0"
+    assert results_of.spread([1.0, 2.0, 6.0], "{:.1f}") == "3.0 [1.0, 6.0]"
+    assert results_of.spread([1.0, None, 3.0], "{:.0f}") == "2 [1, 3] in 2 of 3"
+    assert results_of.spread([None, None], "{:.0f}") == "never"
+
+
+def test_tables(tmp_path):
+    results = {
+        "suite": "main",
+        "settings": {"steps": 20, "test_freq": 10, "val_questions": 512},
+        "machine": bench.machine(),
+        "runs": {
+            "grpo": {"1": run(0.5, 0.7, 0.8), "2": run(0.5, 0.7, 0.9)},
+            "rpo": {"1": run(0.5, 0.8, 0.9, seconds=50.0, tokens=400, generation=1.0)},
+        },
+    }
+    head, grpo, rpo = results_of.accuracy_rows(results)
+    # GRPO's final validation accuracy, mean over its seeds.
+    assert head[-2:] == ["s to 0.850", "tokens to 0.850"]
+    assert grpo[:3] == ["grpo", "2", "0.850 [0.800, 0.900]"]
+    assert grpo[-2:] == ["175 in 1 of 2", "1,750 in 1 of 2"]
+    assert rpo[-2:] == ["75", "600"]
+    assert results_of.time_rows(results)[1:] == [["grpo", "2.50", "2.000", "0.500"], ["rpo", "1.50", "1.000", "0.500"]]
+    page = results_of.page(results)
+    assert page.count("| grpo |") == 2
+    assert "--suite main`: 20 steps, validated every 10 on 512 questions;" in page
+    assert page.endswith("; commit abc123.\n")
+    results_of.plot_curves(results, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_parts_of_a_step(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    timed = {"timing_s/step": 10.0, "timing_s/gen": 6.0, "timing_s/update_actor": 2.0, "timing_s/update_weights": 0.5,
+             "timing_s/rpo_injection": 0.1, "timing_s/rpo_cache_update": 0.2}  # fmt: skip
+    lines = [{"step": 0, "data": {"val": 1.0}}, {"step": 1, "data": timed}, {"step": 2, "data": timed}]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second = bench.parts_of(metrics, [1.5, 0.5])
+    assert (first["waiting"], first["generation"]) == (1.5, 4.5)
+    assert second["generation"] == 5.5
+    assert first["plug-in"] == pytest.approx(0.3)
+    assert first["log-probs"] == 0
+    assert first["rest"] == pytest.approx(1.2)
+    assert sum(first.values()) == pytest.approx(10)
+
+
+def test_waiting_is_from_the_last_group_of_the_batch_to_its_taking(tmp_path):
+    events = [
+        {"time": 1.0, "finished": "a"},
+        {"time": 2.0, "finished": "late"},
+        {"time": 1.5, "finished": "b"},
+        {"time": 3.0, "taken": ["a", "b"]},
+        {"time": 5.0, "taken": ["late"]},
+    ]
+    path = tmp_path / "waiting.jsonl"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert waiting.waits(path) == [1.5, 3.0]
+
+
+def test_curve_counts_what_was_spent_so_far():
+    steps = [
+        Step(0, val_accuracy=0.5),
+        Step(1, step_s=2.0, generated_tokens=10),
+        Step(2, step_s=3.0, generated_tokens=20, val_accuracy=0.6),
+    ]
+    assert bench.curve(steps) == [
+        {"step": 0, "seconds": 0.0, "tokens": 0, "accuracy": 0.5},
+        {"step": 2, "seconds": 5.0, "tokens": 30, "accuracy": 0.6},
+    ]
+
+
+def test_suites():
+    for suite in arms.SUITES.values():
+        assert next(iter(suite.arms)) == "grpo"
+        assert suite.steps % suite.test_freq == 0
+        overrides = [(arm.overrides, tuple(arm.knobs.items()), arm.cache) for arm in suite.arms.values()]
+        assert len(set(overrides)) == len(overrides), "two arms are the same"
+    assert arms.SUITES["main"].of_length(10).test_freq == 2
