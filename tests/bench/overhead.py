@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import wrapt
+from tables import overhead_rows, show
 
 TINY = Path(__file__).resolve().parent.parent.parent / "examples" / "tiny_reasoner"
 RECIPE = TINY.parent.parent / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
@@ -124,19 +125,7 @@ def main() -> None:
     }  # fmt: skip
     (out.parent / "overhead.json").write_text(json.dumps(found, indent=2) + "\n")
 
-    from rich.console import Console
-    from rich.table import Table
-
-    view = Table(title=f"{len(ratios)} pairs of steps, every group a full rollout; medians")
-    view.add_column("")
-    view.add_column("", justify="right")
-    view.add_row("step by veRL alone, s", f"{found['step_s_verl']:.3f}")
-    view.add_row("step with RPO, s", f"{found['step_s_rpo']:.3f}")
-    view.add_row("ratio within a pair [95 %]", f"{found['ratio']:.4f} [{low:.4f}, {high:.4f}]")
-    for part, value in own.items():
-        view.add_row(part + ", s", f"{value:.5f}")
-    view.add_row("RPO's own share of a step", f"{found['own_share']:.3%}")
-    Console(width=100).print(view)
+    show("what RPO costs where it saves nothing", overhead_rows(found))
     print(f"written: {out.parent / 'overhead.json'}")
 
 

@@ -14,8 +14,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from tables import shared_prefix_rows, show
 from tensordict import TensorDict
 from transformers import AutoModelForCausalLM
 from verl.utils import tensordict_utils as tu
@@ -100,20 +99,8 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(results, indent=2) + "\n")
 
-    view = Table(
-        title=f"forward and backward pass of a micro-batch, medians of {REPEATS - 1}, {torch.get_num_threads()} threads"
-    )
-    view.add_column("micro-batch")
-    for column in ("G", "shared", "own", "bound", *(f"{arm}, s" for arm in arms), "packed / padded", "… / one call"):
-        view.add_column(column, justify="right")
-    for name, found in results.items():
-        padded, one_call, packed = found["seconds"].values()
-        view.add_row(
-            name, *(str(found[key]) for key in ("members", "shared_tokens", "own_tokens")), f"{found['bound']:.2f}",
-            *(f"{value:.3f}" for value in (padded, one_call, packed)),
-            f"{packed / padded:.2f}", f"{packed / one_call:.2f}",
-        )  # fmt: skip
-    Console(width=150).print(view)
+    title = f"forward and backward pass of a micro-batch, medians of {REPEATS - 1}, {torch.get_num_threads()} threads"
+    show(title, shared_prefix_rows(results))
     print(f"written: {out}")
 
 

@@ -1,0 +1,50 @@
+"""The tables of the benches, out of what they wrote: for the screen, and for the test that holds the docs to them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Rows = list[list[str]]
+
+
+def overhead_rows(found: Mapping[str, Any]) -> Rows:
+    """Head first: steps by veRL alone and with RPO, in pairs, and what of them is RPO's own code."""
+    rows = [
+        [f"medians of {found['pairs']} pairs of steps", ""],
+        ["step by veRL alone, s", f"{found['step_s_verl']:.3f}"],
+        ["step with RPO, every group a full rollout, s", f"{found['step_s_rpo']:.3f}"],
+        ["ratio within a pair [95 %]", f"{found['ratio']:.4f} [{found['ratio_low']:.4f}, {found['ratio_high']:.4f}]"],
+    ]
+    rows += [[f"{part}, ms", f"{1000 * value:.2f}"] for part, value in found["own_s"].items()]
+    rows.append(["RPO's own share of a step", f"{found['own_share']:.2%}"])
+    return rows
+
+
+def shared_prefix_rows(results: Mapping[str, Any]) -> Rows:
+    """Head first: one micro-batch a row, seconds of a forward and backward pass, and ratios."""
+    arms = [f"{arm}, s" for arm in next(iter(results.values()))["seconds"]]
+    rows = [["micro-batch", "G", "shared", "own", "bound", *arms, "packed / padded", "… / one call"]]
+    for name, found in results.items():
+        padded, one_call, packed = found["seconds"].values()
+        rows.append(
+            [
+                name, *(str(found[key]) for key in ("members", "shared_tokens", "own_tokens")), f"{found['bound']:.2f}",
+                *(f"{value:.3f}" for value in (padded, one_call, packed)),
+                f"{packed / padded:.2f}", f"{packed / one_call:.2f}",
+            ]
+        )  # fmt: skip
+    return rows
+
+
+def show(title: str, rows: Rows) -> None:
+    """Print a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    head, *rest = rows
+    view = Table(title=title)
+    view.add_column(head[0])
+    for column in head[1:]:
+        view.add_column(column, justify="right")
+    for row in rest:
+        view.add_row(*row)
+    Console(width=150).print(view)
