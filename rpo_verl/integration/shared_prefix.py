@@ -7,7 +7,6 @@ expects, so losses and metrics do not know of it; gradients are those of the row
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
@@ -27,18 +26,19 @@ FLAG, LAYOUT = "rpo_share_prefix", "rpo_shared_prefix"
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "dropout")
 
 
-@dataclass(frozen=True, eq=False)
 class Layout:
-    """A `Packing` on the device, and what the outputs need of it."""
+    """What attention needs of a `Packing`, on the device; see there for the fields.
 
-    packing: Packing
-    prefixes: torch.Tensor
-    suffixes: torch.Tensor
-    keys: torch.Tensor
-    visible: torch.Tensor
-    unpadded: torch.Tensor
-    attended: set[int] = field(default_factory=set)
-    """Ids of the modules that attended over these rows."""
+    Not a dataclass, of which FSDP would hand every layer a copy.
+    """
+
+    def __init__(self, packing: Packing, device: torch.device) -> None:
+        self.prefixes, self.suffixes, self.keys, self.visible, self.unpadded = (
+            torch.from_numpy(array).to(device)
+            for array in (packing.prefixes, packing.suffixes, packing.keys, packing.visible, packing.unpadded)
+        )
+        self.attended: set[int] = set()
+        """Ids of the modules that attended over these rows."""
 
 
 class SharedPrefixEngine:
@@ -53,26 +53,20 @@ class SharedPrefixEngine:
         rows = [row.cpu().numpy() for row in ids.unbind()]
         packing = share(rows, micro_batch["prompts"].offsets().diff().tolist())
         device = ids.values().device
-
-        def on_device(array: Any) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
-
-        layout = Layout(packing, *(on_device(getattr(packing, name)) for name in (
-            "prefixes", "suffixes", "keys", "visible", "unpadded")))  # fmt: skip
-        source = on_device(packing.source)
+        layout = Layout(packing, device)
+        source, slots, labels, row_slot = (
+            torch.from_numpy(array).to(device)
+            for array in (packing.source, packing.slots, packing.labels, packing.row_slot)
+        )
         inputs = {
             "input_ids": ids.values()[source][None],
             "position_ids": positions.values()[source][None],
             # Any mask with four dimensions reaches the attention as it is, and keeps transformers from making one up.
             "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            "logits_to_keep": on_device(packing.slots),
+            "logits_to_keep": slots,
             LAYOUT: layout,
         }
-        return inputs, {
-            "labels": ids.values()[on_device(packing.labels)],
-            "row_slot": on_device(packing.row_slot),
-            LAYOUT: layout,
-        }
+        return inputs, {"labels": ids.values()[labels], "row_slot": row_slot, LAYOUT: layout}
 
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any

@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import TINY
 from tensordict import TensorDict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig, Qwen2Config
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from verl.utils import tensordict_utils as tu
@@ -174,6 +176,25 @@ def test_a_wrong_layout_would_be_noticed(monkeypatch, change):
     truth = gradients(model, sequences, alone)
     broken(monkeypatch, **change)
     assert difference(gradients(model, sequences, through_the_engine), truth) > 1e-3
+
+
+def test_under_fsdp_with_mixed_precision(tmp_path):
+    """FSDP goes through all a layer is given, to cast it."""
+    model = tiny(torch.float32)
+    sequences = rows(model.config.vocab_size)
+    expected, _ = through_the_engine(model, sequences)
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/rendezvous")
+    try:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+        mesh = init_device_mesh("cpu", (1,))
+        for layer in [*model.model.layers, model]:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        packed, padded = (through_the_engine(model, sequences, share)[0] for share in (True, False))
+    finally:
+        torch.distributed.destroy_process_group()
+    mask = predicted(sequences)
+    errors = [float((found[mask] - expected[mask]).abs().mean()) for found in (packed, padded)]
+    assert 0 < errors[0] < 1.5 * errors[1]
 
 
 def test_shared_tokens_are_computed_once():
