@@ -38,7 +38,7 @@ PARTS = {
     "log-probs": ("timing_s/old_log_prob", "timing_s/ref"),
     "update": ("timing_s/update_actor",),
     "weight sync": ("timing_s/update_weights",),
-    "plug-in": ("timing_s/rpo_injection", "timing_s/rpo_cache_update"),
+    "plug-in": ("timing_s/rpo_injection", "timing_s/rpo_shaping", "timing_s/rpo_cache_update"),
 }
 
 

@@ -144,6 +144,7 @@ class PartialRolloutTrainer:
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Shape the rewards of every group, let veRL compute advantages from them, then update the cache."""
+        started = time.perf_counter()
         groups = read_groups(batch.keys, batch.tags, batch.partition_id, self.rpo_options.reward)
         last_token = np.array([tag["response_len"] - 1 for tag in batch.tags])
         loss = self.rpo_options.loss
@@ -157,6 +158,7 @@ class PartialRolloutTrainer:
             loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode,
             final_row=final_rows(batch.keys),
         )
+        metrics["timing_s/rpo_shaping"] = time.perf_counter() - started
         token = SHAPING.set(shaping)
         try:
             batch = super()._compute_advantage(batch, metrics=metrics)

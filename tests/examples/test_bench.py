@@ -70,8 +70,11 @@ def test_tables(tmp_path):
 
 def test_parts_of_a_step(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
-    timed = {"timing_s/step": 10.0, "timing_s/gen": 6.0, "timing_s/update_actor": 2.0, "timing_s/update_weights": 0.5,
-             "timing_s/rpo_injection": 0.1, "timing_s/rpo_cache_update": 0.2}  # fmt: skip
+    timed = {
+        "step": 10.0, "gen": 6.0, "update_actor": 2.0, "update_weights": 0.5, "rpo_injection": 0.1, "rpo_shaping": 0.05,
+        "rpo_cache_update": 0.15,
+    }  # fmt: skip
+    timed = {f"timing_s/{name}": seconds for name, seconds in timed.items()}
     lines = [{"step": 0, "data": {"val": 1.0}}, {"step": 1, "data": timed}, {"step": 2, "data": timed}]
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     first, second = bench.parts_of(metrics, [1.5, 0.5])

@@ -139,6 +139,7 @@ def test_staleness_of_prefixes_shows_in_verls_own_metrics(run):
 def test_times_of_rpos_own_parts_are_reported(run):
     assert all(0 < step["timing_s/rpo_injection"] < 5 for step in run.steps)
     assert all(0 < step["timing_s/rpo_cache_update"] < 5 for step in run.steps)
+    assert all(0 < step["timing_s/rpo_shaping"] < 5 for step in run.steps)
 
 
 def test_the_wheel_was_used(run, wheel_dir):
