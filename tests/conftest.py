@@ -33,12 +33,12 @@ FROM_PREFIXES = (
 )
 
 
-def load_example(name: str) -> ModuleType:
-    """A module of examples/tiny_reasoner, imported the way its scripts import each other."""
+def load_script(name: str, folder: Path = TINY) -> ModuleType:
+    """A module of a folder of scripts, imported the way they import each other."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TINY))
+        patch.syspath_prepend(str(folder))
         module = importlib.import_module(name)
-    assert Path(module.__file__).parent == TINY, f"another module named {name} was imported first"
+    assert Path(module.__file__).parent == folder, f"another module named {name} was imported first"
     return module
 
 

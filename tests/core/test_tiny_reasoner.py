@@ -12,13 +12,13 @@ from itertools import islice
 
 import pytest
 from conftest import TINY as FOLDER
-from conftest import load_example
+from conftest import load_script
 
 CHECKPOINT = FOLDER / "checkpoint"
 
 
-task = load_example("task")
-compute_score = load_example("reward").compute_score
+task = load_script("task")
+compute_score = load_script("reward").compute_score
 
 
 def problems(steps: int, count: int, seed: int = 5) -> list:
@@ -133,7 +133,7 @@ def test_reward_ignores_a_missing_ground_truth():
 
 def test_train_and_val_are_disjoint_and_in_verl_format(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
-    prepare_data = load_example("prepare_data")
+    prepare_data = load_script("prepare_data")
     options = ["--train-size", "300", "--val-size", "100", "--steps", "12", "--seed", "7"]
     prepare_data.main(["--out", str(tmp_path / "first"), *options])
     prepare_data.main(["--out", str(tmp_path / "second"), *options])
@@ -198,7 +198,7 @@ def test_special_tokens(tokenizer):
 
 
 def test_shipped_tokenizer_equals_the_built_one(tokenizer):
-    built = load_example("char_tokenizer").build_tokenizer(1024)
+    built = load_script("char_tokenizer").build_tokenizer(1024)
     assert built.get_vocab() == tokenizer.get_vocab()
     assert built.chat_template == tokenizer.chat_template
 

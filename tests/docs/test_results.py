@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from conftest import ROOT, load_example
+from conftest import ROOT, load_script
 
 from rpo_verl.evaluation.compare import comparison_rows
 from rpo_verl.evaluation.summary import markdown
 
-summary = load_example("summary")
+summary, tables = load_script("summary"), load_script("tables", ROOT / "tests" / "bench")
 RESULTS = ROOT / "docs" / "results"
 
 
@@ -24,3 +24,10 @@ def test_table_of_pass_at_k():
     found = json.loads((RESULTS / "pass-at-k.json").read_text())
     table = markdown(comparison_rows(found["evaluations"], found["differences"], found["baseline"]))
     assert table in (ROOT / "docs" / "evaluation.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["shared-prefix", "overhead"])
+def test_tables_of_the_benches(name):
+    rows = {"shared-prefix": tables.shared_prefix_rows, "overhead": tables.overhead_rows}[name]
+    found = json.loads((RESULTS / f"{name}.json").read_text())
+    assert markdown(rows(found)) in (ROOT / "docs" / "benchmarks.md").read_text()

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from conftest import load_example
+from conftest import load_script
 
-bench, arms, results_of, waiting = map(load_example, ("bench", "bench_arms", "bench_results", "waiting"))
-Step = load_example("summary").Step
+bench, arms, results_of, waiting = map(load_script, ("bench", "bench_arms", "bench_results", "waiting"))
+Step = load_script("summary").Step
 
 
 def run(*accuracy, seconds=100.0, tokens=1000, **parts):

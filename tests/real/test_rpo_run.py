@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_example, run_recipe
+from conftest import ROOT, load_script, run_recipe
 
 STEPS = 6
 EPOCH = 2  # steps until every one of the 8 questions has been met
@@ -189,7 +189,7 @@ def test_dumped_rollouts_show_prefix_and_rewards(run):
 
 
 def test_the_demos_summary_reads_this_run(run):
-    demo = load_example("summary")
+    demo = load_script("summary")
     steps = demo.read_metrics(run.folder / "metrics.jsonl", group_size=4)
     summary = demo.summarize(steps, seed=1)
     trained = run.steps
