@@ -10,7 +10,7 @@ from math import inf
 
 @dataclass
 class TruncationConfig:
-    """Where a cached answer of `l` tokens is cut: `m` trailing tokens are dropped, `m ~ Uniform{min_tokens..L}`."""
+    """Where a cached answer of `l` tokens is cut: `m` trailing tokens are dropped, drawn from {min_tokens..L}."""
 
     max_fraction: float | None = 0.1
     """`L` as a fraction of `l`, rounded up; in (0, 1]. Used where `max_tokens` is null. Paper: 0.5 (main table); its
@@ -21,6 +21,10 @@ class TruncationConfig:
 
     min_tokens: int = 1
     """Smallest `m` in tokens; 0 (paper) also replays whole answers, from which the policy can only add an EOS."""
+
+    distribution: str = "uniform"
+    """How `m` is drawn: `uniform` (paper), or `log_uniform`, whose density falls as 1/m: mostly short suffixes, with a
+    tail to `L`."""
 
     max_prefix_tokens: int | None = None
     """Prefix budget in tokens: a longer prefix is cut to it. Null: whatever `m` leaves."""
@@ -191,6 +195,8 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         ("truncation.min_tokens", truncation.min_tokens, lambda v: v >= 0, "at least 0"),
         ("truncation.max_prefix_tokens", truncation.max_prefix_tokens, lambda v: v is None or 1 <= v < longest,
          f"null or at least 1 and below data.max_response_length = {longest}, so that a suffix fits"),
+        ("truncation.distribution", truncation.distribution, ("uniform", "log_uniform").__contains__,
+         "uniform or log_uniform"),
         ("truncation.target_success", truncation.target_success, lambda v: 0 < v < 1, "between 0 and 1"),
         ("truncation.easy_above", truncation.easy_above, lambda v: 0 < v <= 1, "in (0, 1]"),
         ("rollout.full_rollout_every", rollout.full_rollout_every, lambda v: v == 0 or v >= 1,

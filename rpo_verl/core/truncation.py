@@ -7,7 +7,10 @@ from rpo_verl.core import draws
 
 
 def draw_dropped(length: int, config: TruncationConfig, *key: int | bytes) -> int:
-    """Draw `m ~ Uniform{min_tokens, …, L}` (paper, section 3; `min_tokens` is 0 there).
+    """Draw `m` from {min_tokens, …, L}, uniformly (paper, section 3; `min_tokens` is 0 there) or with a tail.
+
+    Log-uniform, `m` is the integer part of `exp(x)`, x uniform between the logarithms of `min_tokens` and `L + 1`; 0 is
+    drawn as 1 would be.
 
     Args:
         length: tokens of the cached answer, at least 0.
@@ -18,7 +21,11 @@ def draw_dropped(length: int, config: TruncationConfig, *key: int | bytes) -> in
         `m` in tokens; `m >= length` stands for a full rollout.
     """
     most = config.max_tokens if config.max_tokens is not None else math.ceil(config.max_fraction * length)
-    return draws.integer(config.min_tokens, max(config.min_tokens, most), *key, "truncation")
+    most = max(config.min_tokens, most)
+    if config.distribution == "log_uniform":
+        low = max(1, config.min_tokens)
+        return min(most, int(low * ((most + 1) / low) ** draws.uniform(*key, "truncation")))
+    return draws.integer(config.min_tokens, most, *key, "truncation")
 
 
 def adapted_dropped(length: int, rate: float, mean_rate: float, config: TruncationConfig, *step_key: int) -> int:

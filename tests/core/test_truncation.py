@@ -31,6 +31,17 @@ def test_m_is_uniform_over_its_whole_range(config, length, low, high):
     assert all(abs(count - expected) < 6 * expected**0.5 for count in seen.values())
 
 
+def test_m_with_a_tail():
+    config = TruncationConfig(max_fraction=1.0, distribution="log_uniform")
+    seen = draws_of(127, config)
+    assert min(seen) == 1 and max(seen) == 127
+    # Every doubling is as likely: 1, 2-3, 4-7, … 64-127.
+    doublings = Counter(m.bit_length() for m in seen.elements())
+    assert set(doublings) == set(range(1, 8))
+    assert all(abs(count - 4000 / 7) < 6 * (4000 / 7) ** 0.5 for count in doublings.values())
+    assert set(draws_of(40, TruncationConfig(max_tokens=9, min_tokens=9, distribution="log_uniform"))) == {9}
+
+
 @pytest.mark.parametrize("length", [0, 1, 2])
 def test_very_short_answers_are_dropped_whole(length):
     config = TruncationConfig(max_fraction=0.5)
