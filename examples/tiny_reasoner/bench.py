@@ -104,6 +104,9 @@ def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> dict[str, An
     overrides = [*SAVE, *arm.overrides]
     if arm.cache is not None:
         overrides.append(f"rpo.cache.path={arm.cache(folder, data, seed).resolve()}")
+    knobs = dict(arm.knobs)
+    if arm.model is not None:
+        knobs["MODEL_PATH"] = str(arm.model(out).resolve())
     settings = argparse.Namespace(out=out, steps=suite.steps, seed=seed, test_freq=suite.test_freq)
     steps = train(
         folder.name,
@@ -114,7 +117,7 @@ def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> dict[str, An
         PYTHONPATH=os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
         VERL_USE_EXTERNAL_MODULES="waiting",
         WAITING_FILE=str((folder / "waiting.jsonl").resolve()),
-        **arm.knobs,
+        **knobs,
     )
     checkpoint = folder / "checkpoints" / f"global_step_{suite.steps}"
     evaluate(checkpoint, folder / "eval", data, SAMPLES, seed, arm.max_response_length)
@@ -125,7 +128,8 @@ def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> dict[str, An
 
 def describe(arm: Arm) -> dict[str, Any]:
     """What makes it this arm, for the results."""
-    return asdict(arm) | {"cache": arm.cache.__name__ if arm.cache else None}
+    made = {name: getattr(arm, name) for name in ("cache", "model")}
+    return asdict(arm) | {name: function.__name__ if function else None for name, function in made.items()}
 
 
 def machine() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What bench.py compares: suites of arms, each a set of overrides of the same command."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from contamination import write_store
 from demo import ARMS, HERE
+from safetensors.torch import load_file, save_file
 
 Cache = Callable[[Path, Path, int], Path]
 """From the folder of a run, its data and its seed to a store to begin with."""
@@ -22,6 +24,9 @@ class Arm:
     """Of the recipe script, such as GROUP_SIZE."""
 
     cache: Cache | None = None
+    model: Callable[[Path], Path] | None = None
+    """From the folder of the suite to the checkpoint to begin with, where it is not the tiny reasoner's."""
+
     problem_steps: int = 20
     questions: int = 192
     max_response_length: int = 208
@@ -45,6 +50,17 @@ class Suite:
 def small(*overrides: str, cache: Cache | None = None, **knobs: str) -> Arm:
     """RPO on shorter problems and fewer questions, so that many arms fit into an hour."""
     return Arm(("+rpo=enabled", *overrides), knobs, cache, problem_steps=12, questions=64, max_response_length=128)
+
+
+def weakened(out: Path) -> Path:
+    """The tiny reasoner with logits divided by 1.4, so that hardly a group has a right answer."""
+    folder = out / "weakened"
+    if not folder.exists():
+        shutil.copytree(HERE / "checkpoint", folder)
+        weights = load_file(folder / "model.safetensors")
+        weights["model.norm.weight"] = weights["model.norm.weight"] / 1.4
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def initial_answers(folder: Path, data: Path, seed: int) -> Path:
@@ -97,6 +113,7 @@ ABLATIONS = {
         )
         for alpha in (0, 0.01, 0.1, 1)
     },
+    "tail": small("rpo.truncation.max_fraction=1.0", "rpo.truncation.distribution=log_uniform"),
     "no-shaping": small("rpo.reward.shaping=false"),
     # Which response the cache takes.
     **{f"greedy{prob:g}": small(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)},
@@ -123,6 +140,14 @@ ABLATIONS = {
     "poll-2s": small("rpo.rollout.poll_interval_s=2"),
 }
 
+# A policy too weak to fill the cache with anything right, alone and with answers from elsewhere.
+ABLATIONS |= {
+    "weak-grpo": replace(ABLATIONS["grpo"], model=weakened),
+    "weak-rpo": replace(small(), model=weakened),
+    "weak-truth": replace(small(cache=true_answers), model=weakened),
+    "weak-strong": replace(small(cache=trained_answers), model=weakened),
+}
+
 ADAPTIVE = "rpo.truncation.adaptive=true"
 
 # Where to cut, with seeds: fixed ranges and mixes of them with full rollouts, and cuts that follow the policy.
@@ -132,6 +157,7 @@ CUTS = {
     "L0.25": small("rpo.truncation.max_fraction=0.25"),
     "L0.5": small("rpo.truncation.max_fraction=0.5"),
     "L1": small("rpo.truncation.max_fraction=1.0"),
+    "tail": ABLATIONS["tail"],
     "L0.1-full4": small("rpo.rollout.full_rollout_every=4"),
     "L0.5-full4": small("rpo.truncation.max_fraction=0.5", "rpo.rollout.full_rollout_every=4"),
     "adaptive": small(ADAPTIVE),

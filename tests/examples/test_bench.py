@@ -3,7 +3,9 @@
 import json
 
 import pytest
-from conftest import load_script
+import torch
+from conftest import TINY, load_script
+from transformers import AutoModelForCausalLM
 
 bench, arms, results_of, waiting = map(load_script, ("bench", "bench_arms", "bench_results", "waiting"))
 Step = load_script("summary").Step
@@ -111,10 +113,18 @@ def test_curve_counts_what_was_spent_so_far():
     ]
 
 
+def test_the_weak_policy_is_a_flatter_one(tmp_path):
+    weak = AutoModelForCausalLM.from_pretrained(arms.weakened(tmp_path))
+    tiny = AutoModelForCausalLM.from_pretrained(TINY / "checkpoint")
+    ids = torch.arange(40)[None]
+    assert torch.allclose(weak(ids).logits * 1.4, tiny(ids).logits, atol=1e-4)
+    assert arms.weakened(tmp_path) == tmp_path / "weakened"
+
+
 def test_suites():
     for suite in arms.SUITES.values():
         assert next(iter(suite.arms)) == "grpo"
         assert suite.steps % suite.test_freq == 0
-        overrides = [(arm.overrides, tuple(arm.knobs.items()), arm.cache) for arm in suite.arms.values()]
+        overrides = [(arm.overrides, tuple(arm.knobs.items()), arm.cache, arm.model) for arm in suite.arms.values()]
         assert len(set(overrides)) == len(overrides), "two arms are the same"
     assert arms.SUITES["main"].of_length(10).test_freq == 2
