@@ -77,7 +77,8 @@ def main() -> None:
     if not (args.out / "data" / "val.parquet").exists():
         write_data(args.out / "data", args.train_size, args.questions, args.seed)
 
-    checkpoints = {"base": HERE / "checkpoint"}
+    # From here, because the results name it.
+    checkpoints = {"base": Path(os.path.relpath(HERE / "checkpoint"))}
     for arm in ("grpo", "rpo"):
         checkpoints[arm] = args.out / arm / "checkpoints" / f"global_step_{args.steps}"
         if not (checkpoints[arm] / "actor" / "huggingface" / "model.safetensors").exists():
