@@ -20,6 +20,9 @@ NAME = "rpo"
 #: veRL's agent loop whose rows get prefixes; rows that name another one pass through untouched.
 SINGLE_TURN = "single_turn_agent"
 
+#: Key in the `extra_info` of a batch for the workers: its rows may share what they begin with.
+SHARE_PREFIX = "rpo_share_prefix"
+
 
 _failed_registrations: list[str] = []
 
@@ -122,8 +125,8 @@ UPSTREAM_NAMES = (
     UpstreamName("verl.utils.tensordict_utils", "get_non_tensor_data", "see that rows may be packed",
                  ("data", "key", "default")),
     UpstreamName("verl.utils.torch_functional", "logprobs_from_logits", "log-probabilities of packed rows",
-                 ("logits", "labels")),
-    UpstreamName("verl.utils.torch_functional", "entropy_from_logits", "entropies of packed rows", ("logits",)),
+                 ("logits", "labels", "inplace_backward")),
+    UpstreamName("verl.utils.model", "extract_multi_modal_inputs", "leave rows with images alone", ("batch_data",)),
     # The CPU platform's.
     UpstreamName("verl.plugin.platform", "PlatformBase", "be a platform"),
     UpstreamName("verl.plugin.platform", "PlatformRegistry.register", "be found as a platform", ("platform",)),

@@ -86,25 +86,29 @@ def read_options(config: DictConfig) -> RPOConfig:
 
 
 def _refuse_what_cannot_share(config: DictConfig) -> None:
-    """Raises ConfigError for settings under which the engine lays its rows out in a way of its own."""
-    model, actor, distillation = (
-        config.actor_rollout_ref.model, config.actor_rollout_ref.actor, config.get("distillation") or {}
-    )  # fmt: skip
-    settings = (
-        ("actor_rollout_ref.actor.strategy", actor.strategy, ("fsdp", "fsdp2")),
-        ("actor_rollout_ref.actor.ulysses_sequence_parallel_size", actor.ulysses_sequence_parallel_size, (1,)),
-        ("actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
-         actor.fsdp_config.ulysses_sequence_parallel_size, (1,)),
-        ("actor_rollout_ref.actor.fsdp_config.pad_to_length", actor.fsdp_config.pad_to_length, (False,)),
-        ("actor_rollout_ref.model.use_fused_kernels", model.use_fused_kernels, (False,)),
-        ("actor_rollout_ref.actor.calculate_sum_pi_squared", actor.get("calculate_sum_pi_squared", False), (False,)),
-        ("distillation.enabled", distillation.get("enabled", False), (False,)),
-    )  # fmt: skip
-    for key, value, possible in settings:
-        if value not in possible:
+    """Raises ConfigError for settings under which rows are laid out in another way, or members of a group part."""
+    reference = "actor_rollout_ref"
+    settings = {
+        f"{reference}.actor.strategy": ("fsdp", "fsdp2"),
+        f"{reference}.actor.ulysses_sequence_parallel_size": (1,),
+        f"{reference}.actor.fsdp_config.ulysses_sequence_parallel_size": (1,),
+        f"{reference}.actor.fsdp_config.pad_to_length": (False,),
+        f"{reference}.model.use_fused_kernels": (False,),
+        f"{reference}.actor.calculate_sum_pi_squared": (False,),
+        "distillation.enabled": (False,),
+        # These spread a group over micro-batches.
+        f"{reference}.actor.use_dynamic_bsz": (False,),
+        f"{reference}.rollout.log_prob_use_dynamic_bsz": (False,),
+        f"{reference}.ref.log_prob_use_dynamic_bsz": (False,),
+        f"{reference}.actor.shuffle": (False,),
+    }
+    for key, possible in settings.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and value not in possible:
             raise ConfigError(
-                f"rpo.loss.share_prefix=True with {key}={value}: prefixes are shared in veRL's FSDP engine and its own "
-                f"log-probabilities only. Set {key}={possible[0]}, or leave rpo.loss.share_prefix at False."
+                f"rpo.loss.share_prefix=True with {key}={value}: prefixes are shared within a micro-batch of veRL's "
+                f"FSDP engine, where the rows of a group are neighbours. Set {key}={possible[0]}, or leave "
+                "rpo.loss.share_prefix at False."
             )
 
 

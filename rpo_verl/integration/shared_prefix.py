@@ -1,12 +1,13 @@
 """Question and prefix once a group: log-probabilities and update of veRL's FSDP engine on packed rows.
 
 Behind a prefix most of what the trainer computes is the same for all members of a group. The engine's micro-batches
-are packed here (see `rpo_verl.core.packing`): linear layers see a shared beginning once, attention takes two calls, one
-among the beginnings and one from every suffix to its beginning and itself. What comes out is laid out by rows as veRL
-expects, so losses and metrics do not know of it; gradients are those of the rows computed apart, up to rounding.
+are packed here (see `rpo_verl.core.packing`): linear layers see a shared beginning once, attention takes two calls a
+group, one within the beginning and one from what every row has of its own to the beginning and itself. What comes out
+is laid out by rows as veRL expects, so losses and metrics do not know of it; gradients are those of the rows computed
+apart, up to rounding.
 """
 
-from collections.abc import Sequence
+import logging
 from functools import wraps
 from typing import Any
 
@@ -14,42 +15,67 @@ import torch
 from tensordict import TensorDict
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from verl.utils import tensordict_utils as tu
-from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
+from verl.utils.model import extract_multi_modal_inputs
+from verl.utils.torch_functional import logprobs_from_logits
 
-from rpo_verl.core.packing import Packing, share
+from rpo_verl.core.packing import PackedGroup, Packing, share
+from rpo_verl.integration.contract import SHARE_PREFIX
 
-#: Key in a batch's `extra_info`: its rows may be packed. Argument of the model's forward: how they are.
-FLAG, LAYOUT = "rpo_share_prefix", "rpo_shared_prefix"
+logger = logging.getLogger(f"verl.{__name__}")
+
+#: Argument of the model's forward: how its rows are packed.
+LAYOUT = "rpo_shared_prefix"
 #: What transformers' models may ask of an attention function beyond attending to all that comes before.
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "dropout")
+FIX = "Set rpo.loss.share_prefix=false."
 
 
 class Layout:
-    """What attention needs of a `Packing`, on the device; see there for the fields.
+    """What attention needs of a `Packing`, on the device.
 
     Not a dataclass, of which FSDP would hand every layer a copy.
     """
 
     def __init__(self, packing: Packing, device: torch.device) -> None:
-        self.prefixes, self.suffixes, self.keys, self.visible, self.unpadded = (
-            torch.from_numpy(array).to(device)
-            for array in (packing.prefixes, packing.suffixes, packing.keys, packing.visible, packing.unpadded)
-        )
+        self.groups = packing.groups
+        self.own = [_own(group, device) if len(group.own) else None for group in packing.groups]
+        """Per group: (R, S) int64 places, (R, S) bool which are not filled up, (S, P + S) bool what they see."""
+
         self.attended: set[int] = set()
         """Ids of the modules that attended over these rows."""
+
+
+def _own(group: PackedGroup, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    places, is_own = (torch.from_numpy(array).to(device) for array in (group.places, group.is_own))
+    return places, is_own, visible(group.shared, places.shape[1], device)
+
+
+def visible(shared: int, own: int, device: torch.device) -> torch.Tensor:
+    """(S, P + S) bool: a row's own tokens see the whole beginning, and of their own those before them."""
+    return torch.ones(own, shared + own, dtype=torch.bool, device=device).tril(diagonal=shared)
 
 
 class SharedPrefixEngine:
     """Mixin over veRL's FSDP engines for language models; batches without the flag go their usual way."""
 
+    _announced = False
+
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Packed rows instead of padded ones."""
-        if not tu.get_non_tensor_data(data=micro_batch, key=FLAG, default=False):
+        """Packed rows instead of padded ones; micro-batches with images, or a temperature for every row, as they are.
+
+        Raises:
+            ValueError: if the model's attention is more than causal.
+        """
+        if not tu.get_non_tensor_data(data=micro_batch, key=SHARE_PREFIX, default=False) or not _is_plain(micro_batch):
             return super().prepare_model_inputs(micro_batch)
+        config = self.module.config
+        require_causal_attention(config.get_text_config())
+        install_attention(config._attn_implementation)
         ids, positions = micro_batch["input_ids"], micro_batch["position_ids"]
-        install_attention(self.module.config._attn_implementation)
         rows = [row.cpu().numpy() for row in ids.unbind()]
         packing = share(rows, micro_batch["prompts"].offsets().diff().tolist())
         device = ids.values().device
@@ -58,6 +84,9 @@ class SharedPrefixEngine:
             torch.from_numpy(array).to(device)
             for array in (packing.source, packing.slots, packing.labels, packing.row_slot)
         )
+        if not self._announced:
+            self._announced = True
+            logger.warning("RPO: prefixes are shared; here %d of %d tokens are computed", len(source), len(row_slot))
         inputs = {
             "input_ids": ids.values()[source][None],
             "position_ids": positions.values()[source][None],
@@ -74,29 +103,63 @@ class SharedPrefixEngine:
         """Log-probabilities, and entropies if asked for, laid out by rows: nested (B, prompt + response).
 
         Raises:
-            ValueError: if a layer of the model mixes tokens otherwise than by transformers' attention functions.
+            ValueError: if a layer of the model mixes tokens otherwise than by transformers' attention functions, or
+                the model gives logits of all tokens whatever it is asked for.
         """
         if LAYOUT not in output_args:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        logits, labels = output.logits[0], output_args["labels"]
         layers, attended = self.module.config.get_text_config().num_hidden_layers, len(output_args[LAYOUT].attended)
-        if attended != layers:
+        if attended != layers or len(logits) != len(labels):
             raise ValueError(
                 f"rpo.loss.share_prefix with {type(self.module).__name__}: {attended} of its {layers} layers attend "
-                "through transformers' attention functions, so rows packed together would run into each other in the "
-                "others. Set rpo.loss.share_prefix=false."
+                f"through transformers' attention functions, and it gives {len(logits)} logits for {len(labels)} asked "
+                f"for, so it cannot compute packed rows. {FIX}"
             )
-        logits = output.logits[0]
-        logits = (logits.full_tensor() if isinstance(logits, DTensor) else logits) / micro_batch["temperature"]
+        logits = logits.full_tensor() if isinstance(logits, DTensor) else logits
+        if micro_batch["temperature"] != 1:
+            logits = logits / micro_batch["temperature"]
         offsets = micro_batch["input_ids"].offsets()
 
         def by_rows(values: torch.Tensor) -> torch.Tensor:
             return torch.nested.nested_tensor_from_jagged(values[output_args["row_slot"]], offsets)
 
+        with_entropy = tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False)
+        outputs = {"entropy": by_rows(self._entropy(logits))} if with_entropy else {}
         # With a leading dimension: veRL's function goes through the first one in a Python loop.
-        outputs = {"log_probs": by_rows(logprobs_from_logits(logits[None], output_args["labels"][None])[0])}
-        if tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False):
-            outputs["entropy"] = by_rows(entropy_from_logits(logits))
-        return outputs
+        log_probs = logprobs_from_logits(logits[None], labels[None], inplace_backward=not with_entropy)[0]
+        return {"log_probs": by_rows(log_probs)} | outputs
+
+    def _entropy(self, logits: torch.Tensor) -> torch.Tensor:
+        """By the engine's own function, and as sparing of memory as it is asked to be."""
+        config = self.engine_config
+        if config.entropy_checkpointing:
+            return checkpoint(self.compute_entropy_from_logits, logits, use_reentrant=False)
+        if config.entropy_from_logits_with_chunking:
+            return self.compute_entropy_from_logits(logits, chunk_size=config.entropy_from_logits_chunk_size)
+        return self.compute_entropy_from_logits(logits)
+
+
+def _is_plain(micro_batch: TensorDict) -> bool:
+    with_images = bool(extract_multi_modal_inputs(micro_batch.get("multi_modal_inputs", [])))
+    temperature_of_rows = isinstance(micro_batch["temperature"], torch.Tensor)
+    return not with_images and not temperature_of_rows and micro_batch["position_ids"].dim() == 2
+
+
+def require_causal_attention(config: PretrainedConfig) -> None:
+    """Refuse models that restrict attention by a mask of their own, which packed rows never get to see.
+
+    Raises:
+        ValueError: naming the setting of the model.
+    """
+    found = {name: getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "index_topk")}
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    restricted = [f"{name}={value}" for name, value in found.items() if value] + sorted(kinds)
+    if restricted:
+        raise ValueError(
+            f"rpo.loss.share_prefix with a model of type {config.model_type}, whose attention has "
+            f"{', '.join(restricted)}: packed rows attend to all that comes before them, and nothing else. {FIX}"
+        )
 
 
 def attend(
@@ -116,37 +179,28 @@ def attend(
         (1, N, H, D) float.
     """
     repeats = getattr(module, "num_key_value_groups", 1)
-    # Tokens first: what is picked by token then lies in one piece.
-    query = query[0].transpose(0, 1)
-    key, value = (x[0].transpose(0, 1).repeat_interleave(repeats, dim=1) for x in (key, value))
 
-    def pick(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return x[index].transpose(1, 2)  # (rows, H, tokens, D)
+    def of_all_heads(x: torch.Tensor) -> torch.Tensor:
+        return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
-    def flat(x: torch.Tensor) -> torch.Tensor:
-        return x.transpose(1, 2).flatten(0, 1)  # (rows * tokens, H, D)
-
-    prefixes = layout.prefixes
-    parts = [
-        flat(
-            scaled_dot_product_attention(
-                pick(query, prefixes), pick(key, prefixes), pick(value, prefixes), is_causal=True, scale=scaling
-            )
-        )
-    ]
-    if len(layout.suffixes):
+    parts = []
+    for group, own in zip(layout.groups, layout.own, strict=True):
+        shared = [x[:, :, group.start : group.start + group.shared] for x in (query, key, value)]
         parts.append(
-            flat(
-                scaled_dot_product_attention(
-                    pick(query, layout.suffixes),
-                    pick(key, layout.keys),
-                    pick(value, layout.keys),
-                    attn_mask=layout.visible[:, None],
-                    scale=scaling,
-                )
-            )
+            scaled_dot_product_attention(
+                shared[0], of_all_heads(shared[1]), of_all_heads(shared[2]), is_causal=True, scale=scaling
+            )[0].transpose(0, 1)
         )
-    return torch.cat(parts)[layout.unpadded][None]
+        if own is not None:
+            places, is_own, sees = own
+            q, k, v = (x[0][:, places].transpose(0, 1) for x in (query, key, value))  # (R, H, S, D)
+            k, v = (
+                of_all_heads(torch.cat([first.expand(len(places), -1, -1, -1), rest], dim=2))
+                for first, rest in ((shared[1], k), (shared[2], v))
+            )
+            found = scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=scaling)
+            parts.append(found.transpose(1, 2)[is_own])
+    return torch.cat(parts)[None]
 
 
 def install_attention(name: str) -> None:
@@ -173,12 +227,13 @@ def install_attention(name: str) -> None:
         layout = kwargs.pop(LAYOUT, None)
         if layout is None:
             return original(module, query, key, value, mask, **kwargs)
-        for option in UNSUPPORTED:
-            given = kwargs.get(option)
+        asked = {option: kwargs.get(option) for option in UNSUPPORTED}
+        asked["mask"] = None if mask is None or mask.shape == (1, 1, 1, 1) else tuple(mask.shape)
+        for option, given in asked.items():
             if given is not None and not (isinstance(given, int | float) and given == 0):
                 raise ValueError(
                     f"rpo.loss.share_prefix with {type(module).__name__}, whose attention has {option}={given}: packed "
-                    "rows attend to all that comes before them, and nothing else. Set rpo.loss.share_prefix=false."
+                    f"rows attend to all that comes before them, and nothing else. {FIX}"
                 )
         layout.attended.add(id(module))
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
@@ -186,23 +241,6 @@ def install_attention(name: str) -> None:
 
     attention._rpo_wrapped = True
     ALL_ATTENTION_FUNCTIONS[name] = attention
-
-
-def order_by_group(keys: Sequence[str], ranks: int) -> list[int]:
-    """Positions in an order in which the rows of a group are neighbours, as far as they are on one rank.
-
-    Args:
-        keys: (B,) of veRL's queue, `question_session_index`; B is a multiple of `ranks`, which get equal runs of them.
-        ranks: data parallel size.
-    """
-    size = len(keys) // ranks
-    order = []
-    for start in range(0, len(keys), size):
-        groups: dict[str, list[int]] = {}
-        for i in range(start, start + size):
-            groups.setdefault(keys[i].split("_")[0], []).append(i)
-        order += [i for group in groups.values() for i in group]
-    return order
 
 
 def wrap_registered_engines(registry: dict[str, dict[str, dict[Any, type]]]) -> None:

@@ -19,6 +19,7 @@ from verl.utils.fs import copy_to_local
 from verl.utils.tensordict_utils import get_tensordict
 
 from rpo_verl.core import store
+from rpo_verl.core.packing import order_by_group
 from rpo_verl.core.replay import PartialRollouts
 from rpo_verl.integration import contract
 from rpo_verl.integration.advantage import SHAPING, Shaping, extend_to_prefix, final_rows
@@ -29,7 +30,6 @@ from rpo_verl.integration.metrics import LeftOut, batch_metrics
 from rpo_verl.integration.questions import Questions, read_end_ids, read_model_type
 from rpo_verl.integration.reward import users_config
 from rpo_verl.integration.settings import is_enabled, take_over
-from rpo_verl.integration.shared_prefix import FLAG, order_by_group
 from rpo_verl.integration.update import leave_out_rows_without_signal, mini_batch_size
 
 # Below veRL's logger, which has a handler of its own: in the TaskRunner the root's level is raised above warnings.
@@ -130,10 +130,10 @@ class PartialRolloutTrainer:
             logger.warning("RPO: %d answers of step %d loaded from %s", manifest.entries, manifest.step, path)
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], **kwargs: Any) -> KVBatchMeta:
-        """Where prefixes are shared, let the members of a group be neighbours on every rank."""
+        """Where prefixes are shared, keep the members of a group together; veRL would deal them out to all ranks."""
         batch = super()._balance_batch(batch, metrics, **kwargs)
         if self.rpo_options.loss.share_prefix:
-            batch.reorder(order_by_group(batch.keys, self._ranks()))
+            batch.reorder(order_by_group(batch.keys, [tag["seq_len"] for tag in batch.tags], self._ranks()))
         return batch
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
@@ -206,7 +206,7 @@ class PartialRolloutTrainer:
     def _let_share(self, batch: KVBatchMeta) -> KVBatchMeta:
         """Every call to the workers needs the flag anew: what comes back from the queue has lost it."""
         if self.rpo_options.loss.share_prefix:
-            batch.extra_info[FLAG] = True
+            batch.extra_info[contract.SHARE_PREFIX] = True
         return batch
 
     def _compute_metrics(

@@ -36,12 +36,19 @@ def test_refused_with_a_reason(override):
     "override",
     ["actor_rollout_ref.actor.ulysses_sequence_parallel_size=2", "actor_rollout_ref.model.use_fused_kernels=True",
      "actor_rollout_ref.actor.calculate_sum_pi_squared=True",
-     "actor_rollout_ref.actor.fsdp_config.pad_to_length=True", "actor_rollout_ref.actor.strategy=megatron"],
+     "actor_rollout_ref.actor.fsdp_config.pad_to_length=True", "actor_rollout_ref.actor.use_dynamic_bsz=True",
+     "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=True", "actor_rollout_ref.actor.shuffle=True"],
 )  # fmt: skip
 def test_what_cannot_share_prefixes(override):
     with pytest.raises(ConfigError, match=f"rpo.loss.share_prefix=True with {override}"):
         options("rpo.loss.share_prefix=true", override)
     assert options("rpo.loss.share_prefix=true").loss.share_prefix
+
+
+@pytest.mark.parametrize("engine", ["megatron", "veomni", "torchtitan"])
+def test_other_engines_cannot_share_prefixes(engine):
+    with pytest.raises(ConfigError, match=f"share_prefix=True with actor_rollout_ref.actor.strategy={engine}"):
+        options("rpo.loss.share_prefix=true", f"model_engine={engine}")
 
 
 @pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce_plus_plus", "opo", "gpg", "grpo_passk"])

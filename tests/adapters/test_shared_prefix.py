@@ -1,23 +1,27 @@
 """Packed rows through veRL's engine: log-probabilities, entropies, gradients are those of every row computed alone."""
 
 import dataclasses
+import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from tensordict import TensorDict
+from tensordict import NonTensorData, NonTensorStack, TensorDict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig, Qwen2Config
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.dataset_utils import DatasetPadMode
+from verl.utils.torch_functional import entropy_from_logits
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngineWithLMHead
 
 from rpo_verl.integration import shared_prefix
-from rpo_verl.integration.shared_prefix import FLAG, SharedPrefixEngine, install_attention, order_by_group
+from rpo_verl.integration.contract import SHARE_PREFIX
+from rpo_verl.integration.shared_prefix import SharedPrefixEngine, install_attention
 
 PROMPT, PREFIX, GROUP = 12, 30, 4
 TEMPERATURE = 0.7
@@ -67,7 +71,7 @@ def batch(sequences, share):
     )
     tu.assign_non_tensor(
         data, use_remove_padding=False, pad_mode=DatasetPadMode.NO_PADDING, use_fused_kernels=False,
-        temperature=TEMPERATURE, calculate_entropy=True, **({FLAG: True} if share else {}),
+        temperature=TEMPERATURE, calculate_entropy=True, **({SHARE_PREFIX: True} if share else {}),
     )  # fmt: skip
     return data
 
@@ -76,7 +80,8 @@ def engine_of(model, engine_class=None):
     """veRL's engine as registered, without its start-up."""
     engine = object.__new__(engine_class or EngineRegistry._engines["language_model"]["fsdp2"]["cuda"])
     engine.module, engine.pad_to_length = model, 0
-    engine.engine_config = dataclasses.make_dataclass("Config", [("entropy_checkpointing", bool, False)])()
+    engine.engine_config = SimpleNamespace(entropy_checkpointing=False, entropy_from_logits_with_chunking=False)
+    engine.compute_entropy_from_logits = entropy_from_logits
     return engine
 
 
@@ -163,10 +168,10 @@ def broken(monkeypatch, **changes):
 @pytest.mark.parametrize(
     "change",
     [
-        {"visible": lambda packing: np.ones_like(packing.visible)},
-        {"keys": lambda packing: np.roll(packing.keys, 1, axis=0)},
         {"labels": lambda packing: np.roll(packing.labels, 1)},
         {"source": lambda packing: np.roll(packing.source, 1)},
+        {"row_slot": lambda packing: np.roll(packing.row_slot, 1)},
+        {"groups": lambda packing: [dataclasses.replace(group, own=group.own[::-1]) for group in packing.groups]},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -176,6 +181,39 @@ def test_a_wrong_layout_would_be_noticed(monkeypatch, change):
     truth = gradients(model, sequences, alone)
     broken(monkeypatch, **change)
     assert difference(gradients(model, sequences, through_the_engine), truth) > 1e-3
+
+
+@pytest.mark.parametrize("diagonal", [-1, 1])
+def test_a_wrong_mask_would_be_noticed(monkeypatch, diagonal):
+    model = tiny(torch.float64)
+    sequences = rows(model.config.vocab_size)
+    truth = gradients(model, sequences, alone)
+    monkeypatch.setattr(
+        shared_prefix, "visible", lambda p, s, device: torch.ones(s, p + s, dtype=torch.bool).tril(p + diagonal)
+    )
+    assert difference(gradients(model, sequences, through_the_engine), truth) > 1e-3
+
+
+@pytest.mark.parametrize("option", ["entropy_checkpointing", "entropy_from_logits_with_chunking"])
+def test_entropies_are_as_sparing_as_the_engine_is_asked_to_be(option):
+    model = tiny(torch.float64)
+    sequences = rows(model.config.vocab_size)
+    engine, data = engine_of(model), batch(sequences, share=True)
+    called = []
+
+    def entropy(logits, **options):
+        called.append(options)
+        return entropy_from_logits(logits)
+
+    engine.compute_entropy_from_logits = entropy
+    setattr(engine.engine_config, option, True)
+    engine.engine_config.entropy_from_logits_chunk_size = 512
+    inputs, arguments = engine.prepare_model_inputs(data)
+    outputs = engine.prepare_model_outputs(model(**inputs, use_cache=False), arguments, data, None)
+    assert called == [{"chunk_size": 512} if "chunking" in option else {}]
+    mask = predicted(sequences)
+    assert torch.allclose(outputs["entropy"].values()[mask], alone(model, sequences)[1][mask], atol=1e-10)
+    outputs["entropy"].values().sum().backward()
 
 
 def test_under_fsdp_with_mixed_precision(tmp_path):
@@ -206,14 +244,38 @@ def test_shared_tokens_are_computed_once():
     assert inputs["input_ids"].shape == (1, tokens - 2 * 3 * (PROMPT + PREFIX) - 3 * PROMPT)
 
 
+def as_verl_does(engine, data):
+    """Whether the engine prepares the batch as veRL's own would."""
+    assert isinstance(engine, SharedPrefixEngine)
+    ours, _ = engine.prepare_model_inputs(data)
+    theirs, _ = engine_of(engine.module, FSDPEngineWithLMHead).prepare_model_inputs(data)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_without_the_flag_it_is_verls_own_engine():
     engine = engine_of(tiny(torch.float32))
-    assert isinstance(engine, SharedPrefixEngine)
-    sequences = rows(engine.module.config.vocab_size)
-    ours, _ = engine.prepare_model_inputs(batch(sequences, share=False))
-    theirs, _ = engine_of(engine.module, FSDPEngineWithLMHead).prepare_model_inputs(batch(sequences, share=False))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert as_verl_does(engine, batch(rows(engine.module.config.vocab_size), share=False))
+
+
+def test_rows_with_images_stay_as_they_are():
+    engine = engine_of(tiny(torch.float32))
+    data = batch(rows(engine.module.config.vocab_size), share=True)
+    images = [NonTensorData({"pixel_values": torch.zeros(2, 3)}) for _ in range(len(data))]
+    data["multi_modal_inputs"] = NonTensorStack(*images)
+    assert as_verl_does(engine, data)
+    data["multi_modal_inputs"] = NonTensorStack(*[NonTensorData({}) for _ in range(len(data))])
+    assert not as_verl_does(engine, data)
+
+
+def test_it_says_once_what_is_shared(caplog):
+    engine = engine_of(tiny(torch.float32))
+    data = batch(rows(engine.module.config.vocab_size), share=True)
+    with caplog.at_level(logging.WARNING):
+        engine.prepare_model_inputs(data)
+        engine.prepare_model_inputs(data)
+    (record,) = caplog.records
+    computed, tokens = record.args
+    assert tokens - computed == 2 * 3 * (PROMPT + PREFIX) + 3 * PROMPT
 
 
 def test_an_attention_that_cannot_be_wrapped():
@@ -225,6 +287,8 @@ def test_an_attention_that_cannot_be_wrapped():
     ("option", "config"),
     [
         ("sliding_window=16", MistralConfig(sliding_window=16, **SMALL)),
+        ("sliding_attention", Qwen2Config(use_sliding_window=True, sliding_window=16, max_window_layers=1, **SMALL)),
+        ("chunked_attention", Qwen2Config(layer_types=["full_attention", "chunked_attention"], **SMALL)),
         ("softcap=50.0", Gemma2Config(sliding_window=None, layer_types=["full_attention"] * 2, head_dim=16, **SMALL)),
         ("dropout=0.1", Qwen2Config(attention_dropout=0.1, **SMALL)),
     ],
@@ -234,6 +298,27 @@ def test_attention_that_is_not_plain_is_refused(option, config):
     model = AutoModelForCausalLM.from_config(config).train()
     with pytest.raises(ValueError, match=f"{option}.*share_prefix=false"):
         through_the_engine(model, rows(64))
+
+
+def test_a_mask_of_the_models_own_is_refused():
+    model = grouped_queries(torch.float32)
+    forward = model.model.layers[1].self_attn.forward
+
+    def masked(*arguments, attention_mask, **named):
+        return forward(*arguments, attention_mask=torch.ones(1, 1, 5, 5), **named)
+
+    model.model.layers[1].self_attn.forward = masked
+    with pytest.raises(ValueError, match=r"mask=\(1, 1, 5, 5\).*share_prefix=false"):
+        through_the_engine(model, rows(64))
+
+
+def test_a_model_that_gives_all_logits_is_refused():
+    model = grouped_queries(torch.float32)
+    engine, data = engine_of(model), batch(rows(64), share=True)
+    inputs, arguments = engine.prepare_model_inputs(data)
+    output = model(**inputs | {"logits_to_keep": 0}, use_cache=False)
+    with pytest.raises(ValueError, match=r"logits for \d+ asked for"):
+        engine.prepare_model_outputs(output, arguments, data, None)
 
 
 def test_layers_that_mix_tokens_in_another_way_are_refused():
@@ -253,10 +338,3 @@ def test_the_attention_is_wrapped_once():
     first = ALL_ATTENTION_FUNCTIONS["sdpa"]
     install_attention("sdpa")
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is first
-
-
-def test_order_by_group():
-    keys = ["a_0_0", "b_0_0", "a_1_0", "b_1_0", "a_2_0", "c_0_0"]
-    assert [keys[i] for i in order_by_group(keys, 1)] == ["a_0_0", "a_1_0", "a_2_0", "b_0_0", "b_1_0", "c_0_0"]
-    # Rows do not leave their rank.
-    assert [keys[i] for i in order_by_group(keys, 2)] == ["a_0_0", "a_1_0", "b_0_0", "b_1_0", "a_2_0", "c_0_0"]

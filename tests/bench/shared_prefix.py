@@ -22,7 +22,7 @@ from verl.utils.dataset.dataset_utils import DatasetPadMode
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
-from rpo_verl.integration.shared_prefix import FLAG
+from rpo_verl.integration.contract import SHARE_PREFIX
 
 MODEL = Path(__file__).resolve().parent.parent.parent / "examples" / "tiny_reasoner" / "checkpoint"
 QUESTION, REPEATS = 66, 9
@@ -52,7 +52,7 @@ def micro_batch(groups: int, members: int, prefix: int, suffix: int, share: bool
         batch_size=len(rows),
     )
     tu.assign_non_tensor(
-        data, use_remove_padding=False, pad_mode=DatasetPadMode.NO_PADDING, temperature=1.0, **{FLAG: share}
+        data, use_remove_padding=False, pad_mode=DatasetPadMode.NO_PADDING, temperature=1.0, **{SHARE_PREFIX: share}
     )
     return data
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rpo_verl.core.packing import common_prefix, share
+from rpo_verl.core.packing import common_prefix, order_by_group, share
 
 
 def random_groups(rng, groups, members):
@@ -19,14 +19,18 @@ def random_groups(rng, groups, members):
 
 
 def seen_by(packing):
-    """Packed position → set of packed positions it sees, itself included, by brute force over the attention calls."""
+    """Packed position → packed positions it sees, itself included, in their order."""
     seen = {}
-    for row in packing.prefixes:
-        for at, position in enumerate(row):
-            seen.setdefault(int(position), {int(p) for p in row[: at + 1]})
-    for row, keys, visible in zip(packing.suffixes, packing.keys, packing.visible, strict=True):
-        for position, sees in zip(row, visible, strict=True):
-            seen.setdefault(int(position), {int(k) for k, yes in zip(keys, sees, strict=True) if yes})
+    for group in packing.groups:
+        shared = list(range(group.start, group.start + group.shared))
+        for at, position in enumerate(shared):
+            seen[position] = shared[: at + 1]
+        if len(group.own):
+            for row, real in zip(group.places, group.is_own, strict=True):
+                own = row[real].tolist()
+                for at, position in enumerate(own):
+                    assert position not in seen
+                    seen[position] = shared + own[: at + 1]
     return seen
 
 
@@ -44,22 +48,21 @@ def test_a_row_sees_exactly_itself(seed):
             slot = packing.row_slot[start + at]
             assert flat[packing.labels[slot]] == row[at + 1]
             # What the position sees, in the order of the row, are the tokens of the row up to here.
-            tokens = sorted(int(packing.source[p]) for p in seen[int(packing.slots[slot])])
-            assert [int(flat[place]) for place in tokens] == row[: at + 1].tolist()
+            sees = [int(flat[packing.source[position]]) for position in seen[int(packing.slots[slot])]]
+            assert sees == row[: at + 1].tolist()
             assert flat[packing.source[packing.slots[slot]]] == row[at]
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_attention_output_comes_back_in_order(seed):
-    rng = np.random.default_rng(seed)
-    packing = share(*random_groups(rng, groups=4, members=4))
-    both = np.concatenate([packing.prefixes.ravel(), packing.suffixes.ravel()])
-    assert both[packing.unpadded].tolist() == list(range(len(packing.source)))
-
-
-def test_every_filling_token_sees_something():
-    packing = share([np.array([1, 2, 3]), np.array([1, 2, 4, 5, 6, 7]), np.array([9])], [1, 1, 1])
-    assert packing.visible.any(axis=2).all()
+def test_groups_lie_side_by_side_in_the_order_of_their_calls(seed):
+    """So what attention gives back, group by group, is the packed sequence."""
+    packing = share(*random_groups(np.random.default_rng(seed), groups=4, members=4))
+    order = []
+    for group in packing.groups:
+        order += range(group.start, group.start + group.shared)
+        if len(group.own):
+            order += group.places[group.is_own].tolist()
+    assert order == list(range(len(packing.source)))
 
 
 def test_what_is_shared_is_there_once():
@@ -75,13 +78,14 @@ def test_what_is_shared_is_there_once():
 def test_other_prompts_share_nothing_even_if_they_begin_alike():
     packing = share([np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])], [2, 3])
     assert len(packing.source) == 8
-    assert len(packing.suffixes) == 0
+    assert all(len(group.own) == 0 for group in packing.groups)
 
 
-def test_rows_that_are_no_neighbours_are_right_but_share_nothing():
+def test_members_need_not_be_neighbours():
     a, b = np.array([1, 2, 3]), np.array([4, 5, 6])
-    assert len(share([a, b, a], [2, 2, 2]).source) == 9
-    assert len(share([a, a, b], [2, 2, 2]).source) == 6
+    packing = share([a, b, a], [2, 2, 2])
+    assert len(packing.source) == 6
+    assert [group.shared for group in packing.groups] == [3, 3]
 
 
 def test_common_prefix():
@@ -89,3 +93,24 @@ def test_common_prefix():
     assert common_prefix([np.array([1, 2, 3]), np.array([1, 2])]) == 2
     assert common_prefix([np.array([1, 2, 3]), np.array([1, 9, 3]), np.array([1, 2, 3])]) == 1
     assert common_prefix([np.array([1]), np.array([2])]) == 0
+
+
+def test_order_by_group():
+    keys = ["a_0_0", "b_0_0", "a_1_0", "b_1_0", "a_2_0", "c_0_0"]
+    lengths = [5, 9, 5, 9, 5, 1]
+    ordered = [keys[i] for i in order_by_group(keys, lengths, 1)]
+    assert ordered == ["b_0_0", "b_1_0", "a_0_0", "a_1_0", "a_2_0", "c_0_0"]
+
+
+def test_ranks_get_whole_groups_and_alike_to_do():
+    rng = np.random.default_rng(0)
+    lengths = {f"q{n}": int(rng.integers(10, 1000)) for n in range(32)}
+    keys = [f"{group}_{member}_0" for member in range(8) for group in lengths]
+    tokens = [lengths[key.split("_")[0]] for key in keys]
+    order = order_by_group(keys, tokens, 4)
+    assert sorted(order) == list(range(len(keys)))
+    runs = np.array(order).reshape(4, -1)
+    owners = [{keys[i].split("_")[0] for i in run} for run in runs]
+    assert sum(map(len, owners)) == 32
+    work = [sum(tokens[i] for i in run) for run in runs]
+    assert max(work) < 1.1 * min(work)
