@@ -30,14 +30,14 @@ class TruncationConfig:
     """Prefix budget in tokens: a longer prefix is cut to it. Null: whatever `m` leaves."""
 
     adaptive: bool = False
-    """Find `m` from how often the policy went wrong on the question so far, instead of drawing it from {min_tokens..L};
-    that is done only until anything was seen."""
+    """Find `m` from how often the policy went wrong on the question so far, up to the whole answer, instead of drawing it
+    from {min_tokens..L}; that is done only until anything was seen."""
 
     target_success: float = 0.5
     """With `adaptive`: the share of a group that is to succeed; in (0, 1)."""
 
     easy_above: float = 0.95
-    """With `adaptive`: a group of which a larger share would succeed gets `min_tokens`; in (0, 1]."""
+    """With `adaptive`: a group of which a larger share would succeed gets `min_tokens`; above `target_success`, at most 1."""
 
 
 @dataclass
@@ -198,7 +198,8 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         ("truncation.distribution", truncation.distribution, ("uniform", "log_uniform").__contains__,
          "uniform or log_uniform"),
         ("truncation.target_success", truncation.target_success, lambda v: 0 < v < 1, "between 0 and 1"),
-        ("truncation.easy_above", truncation.easy_above, lambda v: 0 < v <= 1, "in (0, 1]"),
+        ("truncation.easy_above", truncation.easy_above, lambda v: truncation.target_success < v <= 1,
+         f"above truncation.target_success = {truncation.target_success} and at most 1"),
         ("rollout.full_rollout_every", rollout.full_rollout_every, lambda v: v == 0 or v >= 1,
          "at least 1, or 0 (never)"),
         ("rollout.full_rollout_prob", rollout.full_rollout_prob, lambda v: 0 <= v <= 1, "in [0, 1]"),

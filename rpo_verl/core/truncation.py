@@ -9,8 +9,8 @@ from rpo_verl.core import draws
 def draw_dropped(length: int, config: TruncationConfig, *key: int | bytes) -> int:
     """Draw `m` from {min_tokens, …, L}, uniformly (paper, section 3; `min_tokens` is 0 there) or with a tail.
 
-    Log-uniform, `m` is the integer part of `exp(x)`, x uniform between the logarithms of `min_tokens` and `L + 1`; 0 is
-    drawn as 1 would be.
+    Log-uniform, `m` is the integer part of `exp(x)`, x uniform between the logarithms of `min_tokens` (at least 1) and
+    `L + 1`.
 
     Args:
         length: tokens of the cached answer, at least 0.

@@ -1,5 +1,7 @@
 """Two logical devices: FSDP2 shards over gloo, two vLLM replicas, two rollout workers; editable install."""
 
+import re
+
 import pytest
 from conftest import run_recipe
 
@@ -33,6 +35,12 @@ def test_both_devices_train_and_roll_out(run):
     assert any(step["actor/grad_norm"] > 0 for step in run.steps)
     # Two data-parallel ranks share every batch of 16 sequences.
     assert all(step["global_seqlen/max"] < step["perf/total_num_tokens"] for step in run.steps)
+
+
+def test_prefixes_are_shared_where_that_is_asked_for(run, request):
+    said = re.findall(r"prefixes are shared; here (\d+) of (\d+) tokens are computed", run.output)
+    assert bool(said) == (request.node.callspec.params["run"] == "enabled")
+    assert all(int(computed) < int(tokens) for computed, tokens in said)
 
 
 def test_weights_reach_both_replicas(run):
