@@ -4,8 +4,9 @@
 
 Every run trains one arm with one seed through veRL's own command line and answers held-out questions with the
 checkpoint it ends with. Seeds are the outer loop and every seed begins with another arm, so that slow hours hit all
-alike. What is finished is kept: called again, it goes on with the next run. After every run results.json, results.md
-and curves.png are written anew from all finished ones.
+alike; the first arm always comes first where others begin with its checkpoint. What is finished is kept: called again,
+it goes on with the next run. After every run results.json, results.md and curves.png are written anew from all that are
+finished, in this call or earlier.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from bench_arms import SUITES, Arm, Suite
+from bench_arms import SUITES, Arm, Suite, trained_answers
 from bench_results import page, plot_curves
 from demo import HERE, train
 from pass_at_k import SAVE, claim, evaluate
@@ -44,13 +45,14 @@ PARTS = {
 
 def parts_of(metrics: Path, waited: Sequence[float]) -> list[dict[str, float]]:
     """Where the time of every training step went, in seconds; `waiting` is taken out of `generation`."""
+    steps = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
+    steps = [data for data in steps if "timing_s/step" in data]
+    if len(waited) != len(steps):
+        raise ValueError(f"{metrics}: {len(steps)} steps, and {len(waited)} batches were seen taken from the queue")
     found = []
-    for line in metrics.read_text().splitlines():
-        data = json.loads(line)["data"]
-        if "timing_s/step" not in data:
-            continue
+    for data, waiting in zip(steps, waited, strict=True):
         parts = {part: sum(data.get(name, 0.0) for name in names) for part, names in PARTS.items()}
-        parts["waiting"] = waited[len(found)]
+        parts["waiting"] = waiting
         parts["generation"] -= parts["waiting"]
         parts["rest"] = data["timing_s/step"] - sum(parts.values())
         found.append(parts)
@@ -126,6 +128,45 @@ def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> dict[str, An
     return found
 
 
+def in_turns(arms: Sequence[str], seeds: Sequence[int], suite: Suite) -> list[tuple[str, int]]:
+    """Every arm with every seed, in the order of running."""
+    first = next(iter(suite.arms))
+    fixed = [first] if first in arms and any(suite.arms[arm].cache is trained_answers for arm in arms) else []
+    turning = [arm for arm in arms if arm not in fixed]
+    order = []
+    for number, seed in enumerate(seeds):
+        by = number % max(1, len(turning))
+        order += [(arm, seed) for arm in [*fixed, *turning[by:], *turning[:by]]]
+    return order
+
+
+def finished(suite: Suite, out: Path) -> dict[str, dict[str, Any]]:
+    """Arm → seed → record of the runs in `out`, in the order of the suite."""
+    runs: dict[str, dict[str, Any]] = {}
+    for name in suite.arms:
+        kept = {
+            int(path.parent.name.removeprefix(f"{name}-seed")): path for path in out.glob(f"{name}-seed*/record.json")
+        }
+        if kept:
+            runs[name] = {str(seed): json.loads(kept[seed].read_text()) for seed in sorted(kept)}
+    return runs
+
+
+def write_results(name: str, suite: Suite, out: Path) -> None:
+    """results.json, results.md and curves.png of all finished runs."""
+    runs = finished(suite, out)
+    results = {
+        "suite": name,
+        "machine": machine(),
+        "settings": {key: getattr(suite, key) for key in ("steps", "test_freq", "val_questions")},
+        "arms": {arm: describe(suite.arms[arm]) for arm in runs},
+        "runs": runs,
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (out / "results.md").write_text(page(results))
+    plot_curves(results, out / "curves.png")
+
+
 def describe(arm: Arm) -> dict[str, Any]:
     """What makes it this arm, for the results."""
     made = {name: getattr(arm, name) for name in ("cache", "model")}
@@ -172,17 +213,9 @@ def main() -> None:
     out = args.out or Path("runs/bench") / args.suite
     claim(out, {"suite": args.suite, "steps": suite.steps, "val_questions": suite.val_questions})
 
-    settings = {name: getattr(suite, name) for name in ("steps", "test_freq", "val_questions")}
-    described = {name: describe(suite.arms[name]) for name in arms}
-    results = {"suite": args.suite, "machine": machine(), "settings": settings, "arms": described, "runs": {}}
-    for number, seed in enumerate(seeds):
-        turned = arms[number % len(arms) :] + arms[: number % len(arms)]
-        for name in turned:
-            found = run(name, suite.arms[name], suite, seed, out)
-            results["runs"].setdefault(name, {})[str(seed)] = found
-            (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-            (out / "results.md").write_text(page(results))
-    plot_curves(results, out / "curves.png")
+    for name, seed in in_turns(arms, seeds, suite):
+        run(name, suite.arms[name], suite, seed, out)
+        write_results(args.suite, suite, out)
     print((out / "results.md").read_text())
 
 

@@ -54,12 +54,13 @@ def small(*overrides: str, cache: Cache | None = None, **knobs: str) -> Arm:
 
 def weakened(out: Path) -> Path:
     """The tiny reasoner with logits divided by 1.4, so that hardly a group has a right answer."""
-    folder = out / "weakened"
+    folder, unfinished = out / "weakened", out / ".weakened.writing"
     if not folder.exists():
-        shutil.copytree(HERE / "checkpoint", folder)
-        weights = load_file(folder / "model.safetensors")
+        shutil.copytree(HERE / "checkpoint", unfinished, dirs_exist_ok=True)
+        weights = load_file(HERE / "checkpoint" / "model.safetensors")
         weights["model.norm.weight"] = weights["model.norm.weight"] / 1.4
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, unfinished / "model.safetensors", metadata={"format": "pt"})
+        unfinished.rename(folder)
     return folder
 
 
@@ -69,8 +70,11 @@ def initial_answers(folder: Path, data: Path, seed: int) -> Path:
 
 
 def trained_answers(folder: Path, data: Path, seed: int) -> Path:
-    """One answer per question from what GRPO made of the policy, in the same call of bench.py."""
-    (checkpoint,) = (folder.parent / f"grpo-seed{seed}" / "checkpoints").glob("global_step_*")
+    """One answer per question from what GRPO made of the policy, in a run of the same suite."""
+    found = list((folder.parent / f"grpo-seed{seed}" / "checkpoints").glob("global_step_*"))
+    if len(found) != 1:
+        raise SystemExit(f"{folder.name} begins with the answers of grpo-seed{seed}: run that arm first")
+    checkpoint = found[0]
     return _build(checkpoint / "actor" / "huggingface", folder, data, seed)
 
 

@@ -1,6 +1,7 @@
 """The benchmark's arithmetic: from what a run left behind to its tables."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +87,38 @@ def test_parts_of_a_step(tmp_path):
     assert first["log-probs"] == 0
     assert first["rest"] == pytest.approx(1.2)
     assert sum(first.values()) == pytest.approx(10)
+
+
+def test_batches_and_steps_have_to_agree(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(json.dumps({"step": 1, "data": {"timing_s/step": 1.0}}) + "\n")
+    with pytest.raises(ValueError, match="1 steps, and 2 batches"):
+        bench.parts_of(metrics, [0.5, 0.5])
+
+
+def test_every_seed_begins_with_another_arm():
+    cuts, ablations = arms.SUITES["cuts"], arms.SUITES["ablations"]
+    assert bench.in_turns(["grpo", "rpo", "L1"], [1, 2], cuts) == [
+        ("grpo", 1), ("rpo", 1), ("L1", 1), ("rpo", 2), ("L1", 2), ("grpo", 2)
+    ]  # fmt: skip
+    # Unless others begin with what the first has made.
+    assert bench.in_turns(["grpo", "rpo", "cache-strong"], [1, 2], ablations)[3:] == [
+        ("grpo", 2), ("cache-strong", 2), ("rpo", 2)
+    ]  # fmt: skip
+    with pytest.raises(SystemExit, match="run that arm first"):
+        arms.trained_answers(Path("nowhere/cache-strong-seed1"), Path(), 1)
+
+
+def test_results_are_of_all_finished_runs(tmp_path):
+    suite = arms.SUITES["cuts"]
+    for folder in ("grpo-seed1", "grpo-seed10", "grpo-seed2", "rpo-seed1", "unknown-seed1"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "record.json").write_text(json.dumps(run(0.5, 0.8)))
+    (tmp_path / "L1-seed1").mkdir()  # not finished
+    runs = bench.finished(suite, tmp_path)
+    assert {arm: list(by_seed) for arm, by_seed in runs.items()} == {"grpo": ["1", "2", "10"], "rpo": ["1"]}
+    bench.write_results("cuts", suite, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["curves.png", "results.json", "results.md"]
 
 
 def test_waiting_is_from_the_last_group_of_the_batch_to_its_taking(tmp_path):
