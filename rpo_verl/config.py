@@ -30,14 +30,15 @@ class TruncationConfig:
     """Prefix budget in tokens: a longer prefix is cut to it. Null: whatever `m` leaves."""
 
     adaptive: bool = False
-    """Find `m` from how often the policy went wrong on the question so far, up to the whole answer, instead of drawing it
-    from {min_tokens..L}; that is done only until anything was seen."""
+    """Find `m` from how often the policy went wrong on the question so far, up to the whole answer. It is drawn from
+    {min_tokens..L} only until anything was seen."""
 
     target_success: float = 0.5
     """With `adaptive`: the share of a group that is to succeed; in (0, 1)."""
 
     easy_above: float = 0.95
-    """With `adaptive`: a group of which a larger share would succeed gets `min_tokens`; above `target_success`, at most 1."""
+    """With `adaptive`: a group of which a larger share would succeed gets `min_tokens`; at most 1, and above
+    `target_success`."""
 
 
 @dataclass
