@@ -18,21 +18,13 @@ from statistics import median
 from typing import Any
 
 import wrapt
-from tables import overhead_rows, show
+from tables import EVERY_STEP, PARTS, overhead_rows, show
 
 TINY = Path(__file__).resolve().parent.parent.parent / "examples" / "tiny_reasoner"
 RECIPE = TINY.parent.parent / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
 RPO = ["+rpo=enabled", "rpo.rollout.full_rollout_prob=1", "rpo.loss.skip_no_signal=false"]
 #: The first pair has the start-up's slowness, the second may.
 WARM_UP = 2
-PARTS = {
-    "injection, look-ups included": "timing_s/rpo_injection",
-    "… look-ups": "timing_s/rpo_look_up",
-    "reading the groups, shaping": "timing_s/rpo_shaping",
-    "cache update, metrics": "timing_s/rpo_cache_update",
-    "saving the cache, in steps that save": "timing_s/rpo_cache_save",
-}
-EVERY_STEP = ("injection, look-ups included", "reading the groups, shaping", "cache update, metrics")
 
 
 @contextmanager
