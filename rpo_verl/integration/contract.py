@@ -22,6 +22,8 @@ SINGLE_TURN = "single_turn_agent"
 
 #: Key in the `extra_info` of a batch for the workers: its rows may share what they begin with.
 SHARE_PREFIX = "rpo_share_prefix"
+#: Metric of a worker's update: tokens computed of those in the rows. veRL puts `actor/` before it.
+COMPUTED_SHARE = "rpo_computed_share"
 
 
 _failed_registrations: list[str] = []
@@ -118,6 +120,8 @@ UPSTREAM_NAMES = (
     UpstreamName("verl.trainer.ppo.v1.trainer_base", "PPOTrainer._compute_ref_log_prob", "share prefixes",
                  ("batch", "metrics")),
     UpstreamName("verl.workers.engine", "EngineRegistry._engines", "put the sharing over the engines"),
+    UpstreamName("verl.workers.engine.fsdp", "FSDPEngineWithLMHead.forward_step", "say how much is shared",
+                 ("micro_batch", "loss_function", "forward_only")),
     UpstreamName("verl.workers.engine.fsdp", "FSDPEngineWithLMHead.prepare_model_inputs", "pack rows",
                  ("micro_batch",)),
     UpstreamName("verl.workers.engine.fsdp", "FSDPEngineWithLMHead.prepare_model_outputs", "unpack what comes out",

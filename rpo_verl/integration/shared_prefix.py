@@ -7,7 +7,6 @@ is laid out by rows as veRL expects, so losses and metrics do not know of it; gr
 apart, up to rounding.
 """
 
-import logging
 from functools import wraps
 from typing import Any
 
@@ -23,9 +22,7 @@ from verl.utils.model import extract_multi_modal_inputs
 from verl.utils.torch_functional import logprobs_from_logits
 
 from rpo_verl.core.packing import PackedGroup, Packing, share
-from rpo_verl.integration.contract import SHARE_PREFIX
-
-logger = logging.getLogger(f"verl.{__name__}")
+from rpo_verl.integration.contract import COMPUTED_SHARE, SHARE_PREFIX
 
 #: Argument of the model's forward: how its rows are packed.
 LAYOUT = "rpo_shared_prefix"
@@ -62,7 +59,15 @@ def visible(shared: int, own: int, device: torch.device) -> torch.Tensor:
 class SharedPrefixEngine:
     """Mixin over veRL's FSDP engines for language models; batches without the flag go their usual way."""
 
-    _announced = False
+    _computed_share: float | None = None
+
+    def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> tuple[Any, dict]:
+        """veRL's, with the share of the tokens that were computed among the metrics of an update."""
+        self._computed_share = None
+        loss, output = super().forward_step(micro_batch, loss_function, forward_only)
+        if loss_function is not None and self._computed_share is not None:
+            output["metrics"][COMPUTED_SHARE] = self._computed_share
+        return loss, output
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
         """Packed rows instead of padded ones; micro-batches with images, or a temperature for every row, as they are.
@@ -84,9 +89,7 @@ class SharedPrefixEngine:
             torch.from_numpy(array).to(device)
             for array in (packing.source, packing.slots, packing.labels, packing.row_slot)
         )
-        if not self._announced:
-            self._announced = True
-            logger.warning("RPO: prefixes are shared; here %d of %d tokens are computed", len(source), len(row_slot))
+        self._computed_share = len(source) / len(row_slot)
         inputs = {
             "input_ids": ids.values()[source][None],
             "position_ids": positions.values()[source][None],

@@ -190,14 +190,17 @@ class PartialRolloutTrainer:
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Update on the rows that have an advantage; returns the whole batch, for veRL's metrics."""
         loss, ranks = self.rpo_options.loss, self._ranks()
-        if not loss.skip_no_signal or loss.prefix_in_loss:
-            return super()._update_actor(self._let_share(batch), metrics=metrics)
-        smaller, questions = leave_out_rows_without_signal(batch, self.config, ranks)
-        metrics["rpo/update/rows_share"] = len(smaller) / len(batch)
+        smaller, questions = batch, self.config.actor_rollout_ref.actor.ppo_mini_batch_size
+        if loss.skip_no_signal and not loss.prefix_in_loss:
+            smaller, questions = leave_out_rows_without_signal(batch, self.config, ranks)
+            metrics["rpo/update/rows_share"] = len(smaller) / len(batch)
         with mini_batch_size(self.config.actor_rollout_ref.actor, questions):
             if smaller is not batch and ranks > 1:
                 smaller = self._balance_batch(smaller, metrics, logging_prefix="rpo/update_seqlen")
             super()._update_actor(self._let_share(smaller), metrics=metrics)
+        computed = metrics.pop(f"actor/{contract.COMPUTED_SHARE}", None)
+        if computed is not None:
+            metrics["rpo/update/computed_share"] = computed
         return batch
 
     def _ranks(self) -> int:

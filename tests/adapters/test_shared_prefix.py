@@ -1,7 +1,6 @@
 """Packed rows through veRL's engine: log-probabilities, entropies, gradients are those of every row computed alone."""
 
 import dataclasses
-import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,10 +16,10 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.dataset_utils import DatasetPadMode
 from verl.utils.torch_functional import entropy_from_logits
 from verl.workers.engine import EngineRegistry
-from verl.workers.engine.fsdp import FSDPEngineWithLMHead
+from verl.workers.engine.fsdp import FSDPEngineWithLMHead, transformer_impl
 
 from rpo_verl.integration import shared_prefix
-from rpo_verl.integration.contract import SHARE_PREFIX
+from rpo_verl.integration.contract import COMPUTED_SHARE, SHARE_PREFIX
 from rpo_verl.integration.shared_prefix import SharedPrefixEngine, install_attention
 
 PROMPT, PREFIX, GROUP = 12, 30, 4
@@ -267,15 +266,24 @@ def test_rows_with_images_stay_as_they_are():
     assert not as_verl_does(engine, data)
 
 
-def test_it_says_once_what_is_shared(caplog):
+def test_an_update_says_how_much_it_computed(monkeypatch):
     engine = engine_of(tiny(torch.float32))
-    data = batch(rows(engine.module.config.vocab_size), share=True)
-    with caplog.at_level(logging.WARNING):
-        engine.prepare_model_inputs(data)
-        engine.prepare_model_inputs(data)
-    (record,) = caplog.records
-    computed, tokens = record.args
-    assert tokens - computed == 2 * 3 * (PROMPT + PREFIX) + 3 * PROMPT
+    sequences = rows(engine.module.config.vocab_size)
+    engine._autocast_dtype = torch.float32
+    monkeypatch.setattr(engine, "get_data_parallel_group", lambda: None, raising=False)
+    for name in ("get_device_id", "get_device_name"):
+        monkeypatch.setattr(transformer_impl, name, lambda: "cpu")
+
+    def loss(model_output, data, dp_group):
+        return model_output["log_probs"].values().sum(), {"actor/own": 1.0}
+
+    tokens = sum(map(len, sequences))
+    computed = tokens - 2 * 3 * (PROMPT + PREFIX) - 3 * PROMPT
+    for share, expected in ((True, {COMPUTED_SHARE: computed / tokens}), (False, {})):
+        _, output = engine.forward_step(batch(sequences, share), loss, forward_only=False)
+        assert output["metrics"] == {"actor/own": 1.0} | expected
+    _, output = engine.forward_step(batch(sequences, share=True), None, forward_only=True)
+    assert output["metrics"] == {}
 
 
 def test_an_attention_that_cannot_be_wrapped():
