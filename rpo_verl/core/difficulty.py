@@ -36,8 +36,8 @@ class Evidence:
         """
         until_wrong = tokens / 2 if rate is None else expected_until_wrong(tokens, rate)
         wrong = MEMORY * self.wrong + np.count_nonzero(~correct)
-        until_wrong_or_end = MEMORY * self.tokens + np.where(correct, tokens, until_wrong).sum()
-        return Evidence(round(wrong / UNIT) * UNIT, round(until_wrong_or_end / UNIT) * UNIT)
+        went_well = MEMORY * self.tokens + np.where(correct, tokens, until_wrong).sum()
+        return Evidence(round(wrong / UNIT) * UNIT, round(went_well / UNIT) * UNIT)
 
 
 NO_EVIDENCE = Evidence()

@@ -115,20 +115,23 @@ def share(rows: Sequence[np.ndarray], prompt_tokens: Sequence[int]) -> Packing:
     return Packing(groups, *whole, row_slot)
 
 
-def order_by_group(keys: Sequence[str], tokens: Sequence[int], ranks: int) -> list[int]:
+def order_by_group(group_of: Sequence[str], tokens: Sequence[int], ranks: int) -> list[int]:
     """Positions in an order in which the rows of a group are neighbours, dealt out so that ranks have alike to do.
 
     The groups go round the ranks and back, longest first. A group is cut only where ranks meet, if groups differ in
     size.
 
     Args:
-        keys: (B,) of veRL's queue, `question_session_index`; B is a multiple of `ranks`, which get equal runs of them.
+        group_of: (B,) names of the rows' groups; B is a multiple of `ranks`, which get equal runs of the rows.
         tokens: (B,) lengths of the rows.
         ranks: data parallel size.
+
+    Returns:
+        (B,) positions, those of the first rank first.
     """
     groups: dict[str, list[int]] = {}
-    for i, key in enumerate(keys):
-        groups.setdefault(key.split("_")[0], []).append(i)
+    for i, group in enumerate(group_of):
+        groups.setdefault(group, []).append(i)
     longest_first = sorted(groups.values(), key=lambda members: -sum(tokens[i] for i in members))
     dealt: list[list[int]] = [[] for _ in range(ranks)]
     for number, members in enumerate(longest_first):

@@ -133,7 +133,8 @@ class PartialRolloutTrainer:
         """Where prefixes are shared, keep the members of a group together; veRL would deal them out to all ranks."""
         batch = super()._balance_batch(batch, metrics, **kwargs)
         if self.rpo_options.loss.share_prefix:
-            batch.reorder(order_by_group(batch.keys, [tag["seq_len"] for tag in batch.tags], self._ranks()))
+            uids = [key.split("_")[0] for key in batch.keys]
+            batch.reorder(order_by_group(uids, [tag["seq_len"] for tag in batch.tags], self._ranks()))
         return batch
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
