@@ -26,6 +26,7 @@ TEST_FREQ=${TEST_FREQ:-30}
 
 export VERL_PLATFORM=cpu
 export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$RUN_DIR/metrics.jsonl}
+mkdir -p "$(dirname "$VERL_FILE_LOGGER_PATH")"  # veRL makes no folder for this file
 
 DATA=(
     data.train_files="$DATA_DIR/train.parquet"
