@@ -117,7 +117,6 @@ ABLATIONS = {
         )
         for alpha in (0, 0.01, 0.1, 1)
     },
-    "tail": small("rpo.truncation.max_fraction=1.0", "rpo.truncation.distribution=log_uniform"),
     "no-shaping": small("rpo.reward.shaping=false"),
     # Which response the cache takes.
     **{f"greedy{prob:g}": small(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)},
@@ -161,7 +160,7 @@ CUTS = {
     "L0.25": small("rpo.truncation.max_fraction=0.25"),
     "L0.5": small("rpo.truncation.max_fraction=0.5"),
     "L1": small("rpo.truncation.max_fraction=1.0"),
-    "tail": ABLATIONS["tail"],
+    "tail": small("rpo.truncation.max_fraction=1.0", "rpo.truncation.distribution=log_uniform"),
     "L0.1-full4": small("rpo.rollout.full_rollout_every=4"),
     "L0.5-full4": small("rpo.truncation.max_fraction=0.5", "rpo.rollout.full_rollout_every=4"),
     "adaptive": small(ADAPTIVE),
@@ -170,7 +169,7 @@ CUTS = {
 }
 
 SUITES = {
-    "main": Suite(MAIN, steps=60, test_freq=12, val_questions=512, seeds=(1, 2, 3)),
-    "ablations": Suite(ABLATIONS, steps=40, test_freq=20, val_questions=256, seeds=(1,)),
+    "main": Suite(MAIN, steps=40, test_freq=10, val_questions=256, seeds=(1, 2, 3)),
+    "ablations": Suite(ABLATIONS, steps=40, test_freq=20, val_questions=128, seeds=(1,)),
     "cuts": Suite(CUTS, steps=40, test_freq=10, val_questions=256, seeds=(1, 2, 3)),
 }
