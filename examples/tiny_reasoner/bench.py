@@ -83,7 +83,7 @@ def record(folder: Path, group_size: int) -> dict[str, Any]:
     return {
         "curve": curve(steps),
         "pass_at_k": {k: passed[k]["value"] for k in ("1", str(SAMPLES))},
-        "distinct_share": distinct_share(folder / "eval" / "samples.jsonl"),
+        **answers_of(folder / "eval" / "samples.jsonl"),
         "train_s": sum(step.step_s for step in trained),
         "step_s": median(step.step_s for step in trained),
         "parts_s": {name: fmean(part[name] for part in parts) for name in parts[0]},
@@ -95,13 +95,16 @@ def record(folder: Path, group_size: int) -> dict[str, Any]:
     }
 
 
-def distinct_share(samples: Path) -> float:
-    """How many of a question's answers are no copies of one another: mean over the questions."""
+def answers_of(samples: Path) -> dict[str, float]:
+    """Of the answers at the end: the share of a question's that are no copies of one another, and their mean length."""
     answers: dict[str, list[str]] = {}
+    tokens = []
     for line in samples.read_text().splitlines():
         sample = json.loads(line)
         answers.setdefault(sample["question"], []).append(sample["text"])
-    return fmean(len(set(texts)) / len(texts) for texts in answers.values())
+        tokens.append(sample["tokens"])
+    distinct = fmean(len(set(texts)) / len(texts) for texts in answers.values())
+    return {"distinct_share": distinct, "answer_tokens": fmean(tokens)}
 
 
 def groups_without_signal(metrics: Path) -> dict[str, float] | None:
@@ -181,6 +184,7 @@ def write_results(name: str, suite: Suite, out: Path) -> None:
         "suite": name,
         "machine": machine(),
         "settings": {key: getattr(suite, key) for key in ("steps", "test_freq", "val_questions")},
+        "questions": {asked: list(arms) for asked, arms in suite.questions.items()},
         "arms": {arm: describe(suite.arms[arm]) for arm in runs},
         "runs": runs,
     }

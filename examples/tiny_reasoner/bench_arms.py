@@ -1,15 +1,14 @@
 """What bench.py compares: suites of arms, each a set of overrides of the same command."""
 
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from contamination import write_store
 from demo import ARMS, HERE
-from safetensors.torch import load_file, save_file
+from policies import talkative, weakened
 
 Cache = Callable[[Path, Path, int], Path]
 """From the folder of a run, its data and its seed to a store to begin with."""
@@ -41,6 +40,8 @@ class Suite:
     test_freq: int
     val_questions: int
     seeds: tuple[int, ...]
+    questions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """What is asked → arms that answer it, for the tables of a suite with many."""
 
     def of_length(self, steps: int) -> "Suite":
         """The same with another number of training steps, validated as often."""
@@ -50,18 +51,6 @@ class Suite:
 def small(*overrides: str, cache: Cache | None = None, **knobs: str) -> Arm:
     """RPO on shorter problems and fewer questions, so that many arms fit into an hour."""
     return Arm(("+rpo=enabled", *overrides), knobs, cache, problem_steps=12, questions=64, max_response_length=128)
-
-
-def weakened(out: Path) -> Path:
-    """The tiny reasoner with logits divided by 1.4, so that hardly a group has a right answer."""
-    folder, unfinished = out / "weakened", out / ".weakened.writing"
-    if not folder.exists():
-        shutil.copytree(HERE / "checkpoint", unfinished, dirs_exist_ok=True)
-        weights = load_file(HERE / "checkpoint" / "model.safetensors")
-        weights["model.norm.weight"] = weights["model.norm.weight"] / 1.4
-        save_file(weights, unfinished / "model.safetensors", metadata={"format": "pt"})
-        unfinished.rename(folder)
-    return folder
 
 
 def initial_answers(folder: Path, data: Path, seed: int) -> Path:
@@ -102,61 +91,87 @@ MAIN = {
 }
 NEVER_FULL = "rpo.rollout.full_rollout_every=0"
 
-ABLATIONS = {
-    # Without RPO first: what all others are held against, and whose checkpoint answers for `cache-strong`.
-    "grpo": Arm(problem_steps=12, questions=64, max_response_length=128),
-    "rpo": small(),
-    # Where answers are cut, and the length-aware reward.
-    **{
-        f"L{label}-alpha{alpha:g}": small(*cut, f"rpo.reward.alpha={alpha:g}")
-        for label, cut in (
-            ("12", ("rpo.truncation.max_tokens=12",)),
-            ("0.25", ("rpo.truncation.max_fraction=0.25",)),
-            ("0.5", ("rpo.truncation.max_fraction=0.5",)),
-            ("1", ("rpo.truncation.max_fraction=1.0",)),
-        )
-        for alpha in (0, 0.01, 0.1, 1)
-    },
-    "no-shaping": small("rpo.reward.shaping=false"),
-    # Which response the cache takes.
-    **{f"greedy{prob:g}": small(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)},
-    # What the cache begins with.
-    "cache-built": small(cache=initial_answers),
-    "cache-truth": small(cache=true_answers),
-    "cache-strong": small(cache=trained_answers),
-    # What the loss covers.
-    "prefix-in-loss": small("rpo.loss.prefix_in_loss=true", BYPASS_OLD_LOG_PROB="false"),
-    "mean-over-suffix": small("rpo.loss.mean_over=suffix"),
-    # How many full rollouts: by step, by group.
-    "full-never": small(NEVER_FULL),
-    "full-steps0.05": small("rpo.rollout.full_rollout_every=20"),
-    "full-steps0.25": small("rpo.rollout.full_rollout_every=4"),
-    **{
-        f"full-groups{share:g}": small(NEVER_FULL, f"rpo.rollout.full_rollout_prob={share:g}")
-        for share in (0.05, 0.1, 0.25)
-    },
-    # Size of groups and batches.
-    "G4": small(GROUP_SIZE="4"),
-    "G16": small(GROUP_SIZE="16"),
-    "batch4": small(QUESTIONS_PER_STEP="4"),
-    # What looking at the replay buffer as seldom as veRL costs.
-    "poll-2s": small("rpo.rollout.poll_interval_s=2"),
-}
+GRPO_SMALL = Arm(problem_steps=12, questions=64, max_response_length=128)
+# Without RPO, what all others are held against, and whose checkpoint answers for `trained_answers`; and RPO's defaults.
+BASELINES = {"grpo": GRPO_SMALL, "rpo": small()}
 
-# A policy too weak to fill the cache with anything right, alone and with answers from elsewhere.
-ABLATIONS |= {
-    "weak-grpo": replace(ABLATIONS["grpo"], model=weakened),
-    "weak-rpo": replace(small(), model=weakened),
-    "weak-truth": replace(small(cache=true_answers), model=weakened),
-    "weak-strong": replace(small(cache=trained_answers), model=weakened),
+
+def talking(arm: Arm) -> Arm:
+    """The same with a policy whose answers differ in length."""
+    return replace(arm, model=talkative, max_response_length=224)
+
+
+def weak(arm: Arm) -> Arm:
+    """The same with a policy too weak to fill the cache with anything right."""
+    return replace(arm, model=weakened)
+
+
+#: L in tokens or of the answer.
+CUTS_AT = {
+    "12": "rpo.truncation.max_tokens=12",
+    "0.25": "rpo.truncation.max_fraction=0.25",
+    "0.5": "rpo.truncation.max_fraction=0.5",
+    "1": "rpo.truncation.max_fraction=1.0",
+}
+ALPHAS = (0, 0.01, 0.1, 1)
+
+# Question → arms that answer it, beside the baselines.
+ABLATIONS = {
+    "Where answers are cut (L), and the length-aware reward (alpha)": {
+        "talk-grpo": talking(GRPO_SMALL),
+        "talk-rpo": talking(small()),
+        **{
+            f"talk-L{label}-alpha{alpha:g}": talking(small(cut, f"rpo.reward.alpha={alpha:g}"))
+            for label, cut in CUTS_AT.items()
+            for alpha in ALPHAS
+        },
+    },
+    "Diversity without the length-aware reward": {
+        "talk-unshaped": talking(small("rpo.reward.shaping=false")),
+        "talk-unshaped-full4": talking(small("rpo.reward.shaping=false", "rpo.rollout.full_rollout_every=4")),
+        "talk-unshaped-greedy0": talking(small("rpo.reward.shaping=false", "rpo.cache.greedy_prob=0")),
+    },
+    "Fixed numbers of tokens": {f"L{tokens}": small(f"rpo.truncation.max_tokens={tokens}") for tokens in (6, 24)},
+    "Which response the cache takes": {
+        f"greedy{prob:g}": small(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)
+    },
+    "What the cache begins with": {
+        "cache-built": small(cache=initial_answers),
+        "cache-truth": small(cache=true_answers),
+        "cache-strong": small(cache=trained_answers),
+    },
+    "A policy too weak to fill the cache with anything right": {
+        "weak-grpo": weak(GRPO_SMALL),
+        "weak-rpo": weak(small()),
+        "weak-truth": weak(small(cache=true_answers)),
+        "weak-strong": weak(small(cache=trained_answers)),
+    },
+    "What the loss covers": {
+        "prefix-in-loss": small("rpo.loss.prefix_in_loss=true", BYPASS_OLD_LOG_PROB="false"),
+        "mean-over-suffix": small("rpo.loss.mean_over=suffix"),
+    },
+    "How many rollouts are full, by step and by group": {
+        "full-never": small(NEVER_FULL),
+        "full-steps0.05": small("rpo.rollout.full_rollout_every=20"),
+        "full-steps0.25": small("rpo.rollout.full_rollout_every=4"),
+        **{
+            f"full-groups{share:g}": small(NEVER_FULL, f"rpo.rollout.full_rollout_prob={share:g}")
+            for share in (0.05, 0.1, 0.25)
+        },
+    },
+    "Size of groups and batches": {
+        "G4": small(GROUP_SIZE="4"),
+        "G16": small(GROUP_SIZE="16"),
+        "batch4": small(QUESTIONS_PER_STEP="4"),
+    },
+    "Looking at the replay buffer as seldom as veRL": {"poll-2s": small("rpo.rollout.poll_interval_s=2")},
 }
 
 ADAPTIVE = "rpo.truncation.adaptive=true"
 
 # Where to cut, with seeds: fixed ranges and mixes of them with full rollouts, and cuts that follow the policy.
 CUTS = {
-    "grpo": ABLATIONS["grpo"],
-    "rpo": small(),
+    **BASELINES,
     "L0.25": small("rpo.truncation.max_fraction=0.25"),
     "L0.5": small("rpo.truncation.max_fraction=0.5"),
     "L1": small("rpo.truncation.max_fraction=1.0"),
@@ -170,6 +185,13 @@ CUTS = {
 
 SUITES = {
     "main": Suite(MAIN, steps=40, test_freq=10, val_questions=256, seeds=(1, 2, 3)),
-    "ablations": Suite(ABLATIONS, steps=40, test_freq=20, val_questions=128, seeds=(1,)),
+    "ablations": Suite(
+        BASELINES | {name: arm for arms in ABLATIONS.values() for name, arm in arms.items()},
+        steps=40,
+        test_freq=20,
+        val_questions=128,
+        seeds=(1,),
+        questions={question: tuple(arms) for question, arms in ABLATIONS.items()},
+    ),
     "cuts": Suite(CUTS, steps=40, test_freq=10, val_questions=256, seeds=(1, 2, 3)),
 }

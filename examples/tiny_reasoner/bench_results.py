@@ -1,5 +1,6 @@
 """From the records of bench.py's runs to its page and its curves."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -32,11 +33,11 @@ def reached(run: Record, accuracy: float, axis: str) -> float | None:
     return None
 
 
-def spread(values: Sequence[float | None], form: str) -> str:
+def spread(values: Sequence[float | None], form: str, none: str = "never") -> str:
     """Mean over seeds, and the least and the largest where there are several; runs without a value are counted."""
     known = [value for value in values if value is not None]
     if not known:
-        return "never"
+        return none
     text = form.format(fmean(known))
     if len(known) > 1:
         text += f" [{form.format(min(known))}, {form.format(max(known))}]"
@@ -64,6 +65,71 @@ def accuracy_rows(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def question_rows(results: Mapping[str, Any], question: str) -> list[list[str]]:
+    """The arms that answer a question behind the suite's baselines, one a row, head first.
+
+    Tokens and time are shares of those of the first arm, or of the question's own where its first has no RPO either.
+    """
+    runs, asked = results["runs"], results["questions"][question]
+    baselines = [arm for arm in ("grpo", "rpo") if arm in runs]
+    own = asked[0] if asked[0].endswith("grpo") else None
+    arms = [arm for arm in (asked if own else [*baselines, *asked]) if arm in runs]
+    reference = runs[own or baselines[0]].values()
+
+    def share(key: str) -> Callable[[Record], float]:
+        whole = fmean(run[key] for run in reference)
+        return lambda run: run[key] / whole
+
+    def without_signal(when: str) -> Callable[[Record], float | None]:
+        return lambda run: run["groups_without_signal"] and run["groups_without_signal"][when]
+
+    columns: dict[str, tuple[Callable[[Record], float | None], str]] = {
+        "pass@1": (lambda run: run["pass_at_k"]["1"], "{:.3f}"),
+        "pass@8": (lambda run: run["pass_at_k"]["8"], "{:.3f}"),
+        "answer, tokens": (lambda run: run["answer_tokens"], "{:.0f}"),
+        "distinct answers": (lambda run: run["distinct_share"], "{:.2f}"),
+        "groups without signal": (without_signal("before"), "{:.2f}"),
+        "… shaped": (without_signal("after"), "{:.2f}"),
+        "tokens": (share("generated_tokens"), "{:.0%}"),
+        "time": (share("train_s"), "{:.0%}"),
+    }
+    rows = [["arm", *columns]]
+    for arm in arms:
+        found = (spread([of(run) for run in runs[arm].values()], form, "–") for of, form in columns.values())
+        rows.append([arm, *found])
+    return rows
+
+
+#: Names of arms that are cells of a grid, such as talk-L0.5-alpha0.1.
+GRID = re.compile(r"talk-L(?P<row>[\d.]+)-alpha(?P<column>[\d.]+)")
+
+
+def grid_rows(results: Mapping[str, Any], of: Callable[[Record], float], form: str) -> list[list[str]]:
+    """A figure over where answers are cut (down) and alpha (across), and the means of both, head first."""
+    cells = {}
+    for arm, by_seed in results["runs"].items():
+        if place := GRID.fullmatch(arm):
+            cells[place["row"], place["column"]] = fmean(of(run) for run in by_seed.values())
+    across, down = (list(dict.fromkeys(place[axis] for place in cells)) for axis in (1, 0))
+
+    def mean(row: str | None, column: str | None) -> str:
+        return form.format(fmean(v for (r, c), v in cells.items() if row in (None, r) and column in (None, c)))
+
+    rows = [["L", *(f"alpha {column}" for column in across), "mean"]]
+    for row in down:
+        found = [form.format(cells[row, column]) if (row, column) in cells else "–" for column in across]
+        rows.append([row, *found, mean(row, None)])
+    return [*rows, ["mean", *(mean(None, column) for column in across), mean(None, None)]]
+
+
+#: What is shown over the grid, and how it is written.
+GRIDS: dict[str, tuple[Callable[[Record], float], str]] = {
+    "pass@1": (lambda run: run["pass_at_k"]["1"], "{:.3f}"),
+    "answer, tokens": (lambda run: run["answer_tokens"], "{:.0f}"),
+    "distinct answers": (lambda run: run["distinct_share"], "{:.2f}"),
+}
+
+
 def time_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """Where the time of a step goes: means over steps and seeds in seconds, one arm a row, head first."""
     runs = results["runs"]
@@ -89,8 +155,14 @@ def provenance(results: Mapping[str, Any]) -> str:
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """Both tables as Markdown, and where they come from."""
-    return f"{markdown(accuracy_rows(results))}\n{markdown(time_rows(results))}\n{provenance(results)}\n"
+    """All tables as Markdown, and where they come from."""
+    tables = [markdown(accuracy_rows(results)), markdown(time_rows(results))]
+    for question, arms in results["questions"].items():
+        if any(arm in results["runs"] for arm in arms):
+            tables.append(f"{question}:\n\n{markdown(question_rows(results, question))}")
+    if any(GRID.fullmatch(arm) for arm in results["runs"]):
+        tables += [f"{name}:\n\n{markdown(grid_rows(results, *shown))}" for name, shown in GRIDS.items()]
+    return "\n".join([*tables, provenance(results)]) + "\n"
 
 
 def plot_curves(results: Mapping[str, Any], path: Path) -> None:

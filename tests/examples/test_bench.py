@@ -1,14 +1,18 @@
 """The benchmark's arithmetic: from what a run left behind to its tables."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, load_script
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-bench, arms, results_of, waiting = map(load_script, ("bench", "bench_arms", "bench_results", "waiting"))
+bench, arms, results_of, policies, waiting = map(
+    load_script, ("bench", "bench_arms", "bench_results", "policies", "waiting")
+)
+prompt_ids = load_script("char_tokenizer").prompt_ids
 Step = load_script("summary").Step
 
 
@@ -24,6 +28,9 @@ def run(*accuracy, seconds=100.0, tokens=1000, **parts):
         "parts_s": {"generation": 2.0, "waiting": 0.5} | parts,
         "generated_tokens": points[-1]["tokens"],
         "generated_tokens_per_sample": 10.0,
+        "distinct_share": 0.5,
+        "answer_tokens": 100.0,
+        "groups_without_signal": None,
         "commit": "abc123",
     }
 
@@ -44,12 +51,45 @@ def test_spread_over_seeds():
     assert results_of.spread([1.0, 2.0, 6.0], "{:.1f}") == "3.0 [1.0, 6.0]"
     assert results_of.spread([1.0, None, 3.0], "{:.0f}") == "2 [1, 3] in 2 of 3"
     assert results_of.spread([None, None], "{:.0f}") == "never"
+    assert results_of.spread([None], "{:.0f}", "–") == "–"
+
+
+def test_a_table_for_each_question_that_is_asked():
+    shaped = {"groups_without_signal": {"before": 0.5, "after": 0.25}}
+    results = {
+        "questions": {"cold or built": ["built"], "by itself": ["weak-grpo", "weak-rpo", "not-run"]},
+        "runs": {
+            "grpo": {"1": run(0.5, 0.8)},
+            "rpo": {"1": run(0.5, 0.9, seconds=50.0, tokens=400) | shaped},
+            "built": {"1": run(0.5, 0.7, seconds=25.0, tokens=100) | shaped},
+            "weak-grpo": {"1": run(0.1, 0.2, seconds=200.0)},
+            "weak-rpo": {"1": run(0.1, 0.3) | shaped},
+        },
+    }
+    _, grpo, rpo, built = results_of.question_rows(results, "cold or built")
+    assert grpo == ["grpo", "0.800", "1.000", "100", "0.50", "–", "–", "100%", "100%"]
+    assert rpo[-4:] == ["0.50", "0.25", "40%", "50%"]
+    assert built[-2:] == ["10%", "25%"]
+    _, grpo, rpo = results_of.question_rows(results, "by itself")
+    assert (grpo[0], rpo[0], rpo[-1]) == ("weak-grpo", "weak-rpo", "50%")
+
+
+def test_grid():
+    runs = {"talk-L0.5-alpha0": 0.5, "talk-L0.5-alpha0.1": 0.7, "talk-L12-alpha0": 0.6, "grpo": 0.1}
+    results = {"runs": {arm: {"1": run(accuracy)} for arm, accuracy in runs.items()}}
+    assert results_of.grid_rows(results, *results_of.GRIDS["pass@1"]) == [
+        ["L", "alpha 0", "alpha 0.1", "mean"],
+        ["0.5", "0.500", "0.700", "0.600"],
+        ["12", "0.600", "–", "0.600"],
+        ["mean", "0.550", "0.700", "0.600"],
+    ]
 
 
 def test_tables(tmp_path):
     results = {
         "suite": "main",
         "settings": {"steps": 20, "test_freq": 10, "val_questions": 512},
+        "questions": {},
         "machine": bench.machine(),
         "runs": {
             "grpo": {"1": run(0.5, 0.7, 0.8), "2": run(0.5, 0.7, 0.9)},
@@ -129,9 +169,9 @@ def leave_behind(folder, *, rpo):
     (folder / "waiting.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events * 2))
     passed = {"average": {"pass_at_k": {"1": {"value": 0.75}, "8": {"value": 1.0}}}}
     (folder / "eval" / "results.json").write_text(json.dumps(passed))
-    answers = [("p", "1"), ("q", "2"), ("p", "1"), ("q", "3")]
+    answers = [("p", "1", 5), ("q", "2", 6), ("p", "1", 5), ("q", "3", 8)]
     (folder / "eval" / "samples.jsonl").write_text(
-        "".join(json.dumps({"question": question, "text": text}) + "\n" for question, text in answers)
+        "".join(json.dumps(dict(zip(("question", "text", "tokens"), a, strict=True))) + "\n" for a in answers)
     )
     (folder / "record.json").write_text(json.dumps({"commit": "abc123"}))
 
@@ -148,6 +188,7 @@ def test_results_are_of_all_finished_runs(tmp_path):
                   {"step": 2, "seconds": 20.0, "tokens": 240, "accuracy": 0.75}],
         "pass_at_k": {"1": 0.75, "8": 1.0},
         "distinct_share": 0.75,
+        "answer_tokens": 6.0,
         "train_s": 20.0,
         "step_s": 10.0,
         "parts_s": {"generation": 5.5, "log-probs": 0, "update": 3.0, "weight sync": 0, "plug-in": 0, "waiting": 0.5,
@@ -191,11 +232,41 @@ def test_curve_counts_what_was_spent_so_far():
 
 
 def test_the_weak_policy_is_a_flatter_one(tmp_path):
-    weak = AutoModelForCausalLM.from_pretrained(arms.weakened(tmp_path))
+    weak = AutoModelForCausalLM.from_pretrained(policies.weakened(tmp_path))
     tiny = AutoModelForCausalLM.from_pretrained(TINY / "checkpoint")
     ids = torch.arange(40)[None]
     assert torch.allclose(weak(ids).logits * 1.4, tiny(ids).logits, atol=1e-4)
-    assert arms.weakened(tmp_path) == tmp_path / "weakened"
+    assert policies.weakened(tmp_path) == tmp_path / "weakened"
+
+
+def test_talkative_solutions_repeat_steps_and_end_the_same():
+    solution = "a30*3=90;b90-8=82;#82"
+    rng = random.Random(0)
+    drawn = {policies.repeat_steps(solution, 0.5, rng) for _ in range(50)}
+    assert drawn == {
+        solution, "a30*3=90;a30*3=90;b90-8=82;#82", "a30*3=90;b90-8=82;b90-8=82;#82",
+        "a30*3=90;a30*3=90;b90-8=82;b90-8=82;#82",
+    }  # fmt: skip
+    assert policies.repeat_steps(solution, 0.0, rng) == solution
+    with pytest.raises(ValueError, match="ends with #"):
+        policies.repeat_steps("a30*3=90;", 0.5, rng)
+
+
+def test_tuning_on_talkative_solutions_learns_and_repeats_itself():
+    def tuned():
+        model = AutoModelForCausalLM.from_pretrained(TINY / "checkpoint", dtype=torch.float32)
+        policies.tune(model, tokenizer, updates=3, seed=1)
+        return model
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "checkpoint")
+    tiny = AutoModelForCausalLM.from_pretrained(TINY / "checkpoint", dtype=torch.float32)
+    talks = tuned()
+    said = tokenizer.encode("a30*3=90;a30*3=90;b90-8=82;#82", add_special_tokens=False)
+    ids = torch.tensor([[*prompt_ids(tokenizer, "30a*3b-8"), *said]])
+    with torch.no_grad():
+        losses = [model(input_ids=ids, labels=ids).loss for model in (tiny, talks)]
+    assert losses[1] < losses[0] - 0.1
+    assert torch.equal(talks.lm_head.weight, tuned().lm_head.weight)
 
 
 def test_suites():

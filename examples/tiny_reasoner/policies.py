@@ -1,0 +1,86 @@
+"""Policies that some arms of bench_arms.py begin with, made out of the tiny reasoner's checkpoint."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from char_tokenizer import prompt_ids
+from safetensors.torch import load_file, save_file
+from task import ANSWER_MARK, draw_problem, noisy_solution
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+CHECKPOINT = Path(__file__).resolve().parent / "checkpoint"
+#: Share of the steps that the talkative policy says twice.
+REPEATED = 0.4
+
+
+def weakened(out: Path) -> Path:
+    """The tiny reasoner with logits divided by 1.4, so that hardly a group has a right answer."""
+
+    def write(folder: Path) -> None:
+        weights = load_file(CHECKPOINT / "model.safetensors")
+        weights["model.norm.weight"] = weights["model.norm.weight"] / 1.4
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return _made_once(out / "weakened", write)
+
+
+def talkative(out: Path) -> Path:
+    """The tiny reasoner after some minutes of solutions that say a step twice now and then.
+
+    Right answers of the tiny reasoner itself are all equally long. Those of this one are not, and there are many for a
+    question, so that a reward that looks at the length, and what becomes of diversity, have something to show.
+    """
+
+    def write(folder: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
+        tune(model, AutoTokenizer.from_pretrained(CHECKPOINT), updates=400, seed=1)
+        model.save_pretrained(folder)
+
+    return _made_once(out / "talkative", write)
+
+
+def tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, updates: int, seed: int) -> None:
+    """Supervised updates on talkative solutions of 12 steps, at the error rate of pretraining's last phase."""
+    rng = random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=updates, pct_start=0.1)
+    model.train()
+    for _ in range(updates):
+        rows, labels = [], []
+        for _ in range(16):
+            problem = draw_problem(rng, steps=12)
+            prompt = prompt_ids(tokenizer, problem.question)
+            solution = repeat_steps(noisy_solution(problem, 0.02, rng), REPEATED, rng)
+            ids = [*tokenizer.encode(solution, add_special_tokens=False), tokenizer.eos_token_id]
+            rows.append(torch.tensor(prompt + ids))
+            labels.append(torch.tensor([-100] * len(prompt) + ids))
+        # Filled up on the right, where causal attention does not look.
+        batch = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+        loss = model(input_ids=batch, labels=pad_sequence(labels, batch_first=True, padding_value=-100)).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+def repeat_steps(solution: str, share: float, rng: random.Random) -> str:
+    """The solution with each step, by chance, said twice."""
+    *steps, end = solution.split(";")
+    if not end.startswith(ANSWER_MARK):
+        raise ValueError(f"a solution ends with {ANSWER_MARK} and its answer, got {solution!r}")
+    return "".join(f"{step};" * (2 if rng.random() < share else 1) for step in steps) + end
+
+
+def _made_once(folder: Path, write: Callable[[Path], None]) -> Path:
+    """`folder` with the checkpoint's files and what `write` puts over them."""
+    if not folder.exists():
+        unfinished = folder.with_name(f".{folder.name}.writing")
+        shutil.copytree(CHECKPOINT, unfinished, dirs_exist_ok=True)
+        write(unfinished)
+        unfinished.rename(folder)
+    return folder
