@@ -98,7 +98,7 @@ BASELINES = {"grpo": GRPO_SMALL, "rpo": small()}
 
 def talking(arm: Arm) -> Arm:
     """The same with a policy whose answers differ in length."""
-    return replace(arm, model=talkative, max_response_length=224)
+    return replace(arm, model=talkative, max_response_length=192)
 
 
 def weak(arm: Arm) -> Arm:

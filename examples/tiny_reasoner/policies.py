@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 CHECKPOINT = Path(__file__).resolve().parent / "checkpoint"
-#: Share of the steps that the talkative policy says twice.
-REPEATED = 0.4
+#: What the talkative policy says after a step, and after how many of them.
+REMARK, REMARKS = "well;", 0.5
 
 
 def weakened(out: Path) -> Path:
@@ -29,7 +29,7 @@ def weakened(out: Path) -> Path:
 
 
 def talkative(out: Path) -> Path:
-    """The tiny reasoner after some minutes of solutions that say a step twice now and then.
+    """The tiny reasoner after some minutes of solutions with a remark between steps now and then.
 
     Right answers of the tiny reasoner itself are all equally long. Those of this one are not, and there are many for a
     question, so that a reward that looks at the length, and what becomes of diversity, have something to show.
@@ -37,7 +37,7 @@ def talkative(out: Path) -> Path:
 
     def write(folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
-        tune(model, AutoTokenizer.from_pretrained(CHECKPOINT), updates=400, seed=1)
+        tune(model, AutoTokenizer.from_pretrained(CHECKPOINT), updates=500, seed=1)
         model.save_pretrained(folder)
 
     return _made_once(out / "talkative", write)
@@ -54,7 +54,7 @@ def tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, updates: in
         for _ in range(16):
             problem = draw_problem(rng, steps=12)
             prompt = prompt_ids(tokenizer, problem.question)
-            solution = repeat_steps(noisy_solution(problem, 0.02, rng), REPEATED, rng)
+            solution = with_remarks(noisy_solution(problem, 0.02, rng), REMARKS, rng)
             ids = [*tokenizer.encode(solution, add_special_tokens=False), tokenizer.eos_token_id]
             rows.append(torch.tensor(prompt + ids))
             labels.append(torch.tensor([-100] * len(prompt) + ids))
@@ -68,12 +68,12 @@ def tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, updates: in
         schedule.step()
 
 
-def repeat_steps(solution: str, share: float, rng: random.Random) -> str:
-    """The solution with each step, by chance, said twice."""
+def with_remarks(solution: str, share: float, rng: random.Random) -> str:
+    """The solution with a remark, by chance, after each step."""
     *steps, end = solution.split(";")
     if not end.startswith(ANSWER_MARK):
         raise ValueError(f"a solution ends with {ANSWER_MARK} and its answer, got {solution!r}")
-    return "".join(f"{step};" * (2 if rng.random() < share else 1) for step in steps) + end
+    return "".join(f"{step};{REMARK if rng.random() < share else ''}" for step in steps) + end
 
 
 def _made_once(folder: Path, write: Callable[[Path], None]) -> Path:

@@ -239,20 +239,19 @@ def test_the_weak_policy_is_a_flatter_one(tmp_path):
     assert policies.weakened(tmp_path) == tmp_path / "weakened"
 
 
-def test_talkative_solutions_repeat_steps_and_end_the_same():
+def test_remarks_stand_between_steps():
     solution = "a30*3=90;b90-8=82;#82"
     rng = random.Random(0)
-    drawn = {policies.repeat_steps(solution, 0.5, rng) for _ in range(50)}
+    drawn = {policies.with_remarks(solution, 0.5, rng) for _ in range(50)}
     assert drawn == {
-        solution, "a30*3=90;a30*3=90;b90-8=82;#82", "a30*3=90;b90-8=82;b90-8=82;#82",
-        "a30*3=90;a30*3=90;b90-8=82;b90-8=82;#82",
+        solution, "a30*3=90;well;b90-8=82;#82", "a30*3=90;b90-8=82;well;#82", "a30*3=90;well;b90-8=82;well;#82"
     }  # fmt: skip
-    assert policies.repeat_steps(solution, 0.0, rng) == solution
+    assert policies.with_remarks(solution, 0.0, rng) == solution
     with pytest.raises(ValueError, match="ends with #"):
-        policies.repeat_steps("a30*3=90;", 0.5, rng)
+        policies.with_remarks("a30*3=90;", 0.5, rng)
 
 
-def test_tuning_on_talkative_solutions_learns_and_repeats_itself():
+def test_tuning_learns_remarks_and_is_the_same_every_time():
     def tuned():
         model = AutoModelForCausalLM.from_pretrained(TINY / "checkpoint", dtype=torch.float32)
         policies.tune(model, tokenizer, updates=3, seed=1)
@@ -261,7 +260,7 @@ def test_tuning_on_talkative_solutions_learns_and_repeats_itself():
     tokenizer = AutoTokenizer.from_pretrained(TINY / "checkpoint")
     tiny = AutoModelForCausalLM.from_pretrained(TINY / "checkpoint", dtype=torch.float32)
     talks = tuned()
-    said = tokenizer.encode("a30*3=90;a30*3=90;b90-8=82;#82", add_special_tokens=False)
+    said = tokenizer.encode("a30*3=90;well;b90-8=82;#82", add_special_tokens=False)
     ids = torch.tensor([[*prompt_ids(tokenizer, "30a*3b-8"), *said]])
     with torch.no_grad():
         losses = [model(input_ids=ids, labels=ids).loss for model in (tiny, talks)]
