@@ -80,19 +80,28 @@ def summarize(steps: list[Step]) -> dict[str, object]:
     }
 
 
-def table(summary: dict[str, dict]) -> None:
-    """Print the arms, one a row."""
-    from rich.console import Console
-    from rich.table import Table
-
+def rows(summary: dict[str, dict]) -> list[list[str]]:
+    """The arms, one a row, head first."""
     validated = list(next(iter(summary.values()))["accuracy"])
-    view = Table("arm", *(f"step {number}" for number in validated), "tokens", "prefixed groups", "last rewards")
+    found = [["arm", *(f"step {number}" for number in validated), "tokens", "prefixed groups", "last 10 rewards"]]
     for arm, values in summary.items():
         accuracy = (f"{a:.3f}" for a in values["accuracy"].values())
         share = values["prefixed_groups"] / values["groups"]
-        view.add_row(
-            arm, *accuracy, f"{values['generated_tokens']:,}", f"{share:.0%}", f"{values['reward_last_10']:.2f}"
+        found.append(
+            [arm, *accuracy, f"{values['generated_tokens']:,}", f"{share:.0%}", f"{values['reward_last_10']:.2f}"]
         )
+    return found
+
+
+def table(summary: dict[str, dict]) -> None:
+    """Print the arms."""
+    from rich.console import Console
+    from rich.table import Table
+
+    head, *body = rows(summary)
+    view = Table(*head)
+    for row in body:
+        view.add_row(*row)
     Console(width=120).print(view)
 
 

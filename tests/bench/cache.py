@@ -16,8 +16,7 @@ from statistics import median
 
 import numpy as np
 import psutil
-from rich.console import Console
-from rich.table import Table
+from tables import cache_rows, show
 
 from rpo_verl.config import RPOConfig
 from rpo_verl.core import store
@@ -126,18 +125,14 @@ def main() -> None:
     if args.load:
         return print(json.dumps(measure_load(args.load)))
 
-    results, console = [], Console(width=120)
+    results = []
     for entries, tokens in SIZES:
-        console.print(f"{entries:,} questions of {tokens:,} tokens …")
+        print(f"{entries:,} questions of {tokens:,} tokens …", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "rpo"
             result = run_in_process("--measure", str(entries), str(tokens), str(folder))
             results.append(result | run_in_process("--load", str(folder)))
-    names = ["look_up_ms", "update_ms", "save_s", "load_s", "resident_share", "resident_share_after_load"]
-    table = Table("questions", "tokens", *(name.replace("_", " ") for name in names), title=f"{BATCH} questions a step")
-    for result in results:
-        table.add_row(f"{result['entries']:,}", f"{result['tokens']:,}", *(f"{result[name]:.3g}" for name in names))
-    console.print(table)
+    show(f"{BATCH} questions a step", cache_rows(results))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=2) + "\n")
     (reference,) = (result for result in results if (result["entries"], result["tokens"]) == REFERENCE)

@@ -1,6 +1,6 @@
 """The tables of the benches, out of what they wrote: for the screen, and for the test that holds the docs to them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Rows = list[list[str]]
@@ -43,6 +43,20 @@ def shared_prefix_rows(results: Mapping[str, Any]) -> Rows:
                 f"{packed / padded:.2f}", f"{packed / one_call:.2f}",
             ]
         )  # fmt: skip
+    return rows
+
+
+def cache_rows(results: Sequence[Mapping[str, Any]]) -> Rows:
+    """Head first: one size a row; what the cache costs a step and a checkpoint, and its memory over raw token bytes."""
+    rows = [
+        ["questions", "tokens", "look up and cut, ms", "update, ms", "save, s", "load, s", "memory, × raw token bytes",
+         "… after loading"]
+    ]  # fmt: skip
+    for found in results:
+        times = (f"{found[name]:.1f}" for name in ("look_up_ms", "update_ms"))
+        times_of_all = (f"{found[name]:.2f}" for name in ("save_s", "load_s"))
+        shares = (f"{found[name]:.2f}" for name in ("resident_share", "resident_share_after_load"))
+        rows.append([f"{found['entries']:,}", f"{found['tokens']:,}", *times, *times_of_all, *shares])
     return rows
 
 

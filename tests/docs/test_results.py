@@ -1,33 +1,18 @@
-"""The tables of results are what the commands wrote: `docs/results` has their JSON, as it came."""
-
-import json
+"""The tables and figures of results are what the commands wrote: `docs/results` has their JSON, as it came."""
 
 import pytest
 from conftest import ROOT, load_script
 
-from rpo_verl.evaluation.compare import comparison_rows
-from rpo_verl.evaluation.summary import markdown
-
-summary, tables = load_script("summary"), load_script("tables", ROOT / "tests" / "bench")
-RESULTS = ROOT / "docs" / "results"
-
-
-@pytest.mark.parametrize(
-    ("name", "page"), [("demo", "README.md"), ("demo", "docs/index.md"), ("demo-dapo", "README.md")]
-)
-def test_tables_of_the_demos(name, page):
-    arms = json.loads((RESULTS / f"{name}.json").read_text())
-    assert markdown(summary.rows(arms, summary.HEADLINES)) in (ROOT / page).read_text()
+for script in ("bench_results", "contamination", "summary"):  # which the tables are made with
+    load_script(script)
+results = load_script("result_tables", ROOT / "tests" / "bench")
+PLACES = [(page, place) for page in results.PAGES for place in results.PLACE.finditer(page.read_text())]
 
 
-def test_table_of_pass_at_k():
-    found = json.loads((RESULTS / "pass-at-k.json").read_text())
-    table = markdown(comparison_rows(found["evaluations"], found["differences"], found["baseline"]))
-    assert table in (ROOT / "docs" / "evaluation.md").read_text()
+@pytest.mark.parametrize(("page", "place"), PLACES, ids=[f"{page.name}-{place['name']}" for page, place in PLACES])
+def test_tables(page, place):
+    assert place["table"] == results.markdown(results.TABLES[place["name"]]()), "`make results` writes it anew"
 
 
-@pytest.mark.parametrize("name", ["shared-prefix", "overhead"])
-def test_tables_of_the_benches(name):
-    rows = {"shared-prefix": tables.shared_prefix_rows, "overhead": tables.overhead_rows}[name]
-    found = json.loads((RESULTS / f"{name}.json").read_text())
-    assert markdown(rows(found)) in (ROOT / "docs" / "benchmarks.md").read_text()
+def test_every_table_has_its_place():
+    assert {place["name"] for _, place in PLACES} == set(results.TABLES)

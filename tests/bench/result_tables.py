@@ -1,0 +1,73 @@
+"""The tables of results in README and docs: each stands behind a comment with its name, `<!-- results: demo -->`.
+
+`make results` writes all of them anew from docs/results, whose files are what the commands wrote, as it came; a test
+holds the pages to it.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import contamination
+import summary
+import tables
+
+from rpo_verl.evaluation.compare import comparison_rows
+from rpo_verl.evaluation.summary import markdown
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+#: A marker, and the table behind it where there is one.
+PLACE = re.compile(r"<!-- results: (?P<name>\S+) -->\n\n(?P<table>(?:\|.*\n)*)")
+#: Arm → the call that made it and its name then, when answers were dropped after two failures by default.
+CONTAMINATED = {
+    "all right, `max_failures=2`": ("contamination", "clean"),
+    "all right": ("contamination-one-failure", "clean-1"),
+    "all wrong": ("contamination", "wrong100-1"),
+    "all wrong, `max_failures=2`": ("contamination", "wrong100"),
+    "all wrong, no control": ("contamination", "wrong100-off"),
+    "half wrong, `max_failures=2`": ("contamination", "wrong50"),
+    "half wrong, no control": ("contamination", "wrong50-off"),
+}
+
+
+def result(name: str) -> Any:
+    """What a command wrote."""
+    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+
+
+def pass_at_k_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Head first: pass@k of the checkpoints and their differences."""
+    return comparison_rows(found["evaluations"], found["differences"], found["baseline"])
+
+
+#: Name → rows of the table, head first.
+TABLES: dict[str, Callable[[], list[list[str]]]] = {
+    "demo": lambda: summary.rows(result("demo"), summary.HEADLINES),
+    "demo-dapo": lambda: summary.rows(result("demo-dapo"), summary.HEADLINES),
+    "pass-at-k": lambda: pass_at_k_rows(result("pass-at-k")),
+    "contamination": lambda: contamination.rows({row: result(call)[arm] for row, (call, arm) in CONTAMINATED.items()}),
+    "cache": lambda: tables.cache_rows(result("cache")),
+    "shared-prefix": lambda: tables.shared_prefix_rows(result("shared-prefix")),
+    "overhead": lambda: tables.overhead_rows(result("overhead")),
+}
+
+
+def filled(page: str) -> str:
+    """The page with every table made anew."""
+    return PLACE.sub(lambda place: f"<!-- results: {place['name']} -->\n\n{markdown(TABLES[place['name']]())}", page)
+
+
+def main() -> None:
+    """Command line entry."""
+    for path in PAGES:
+        page = path.read_text()
+        if filled(page) != page:
+            path.write_text(filled(page))
+            print(f"written: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
