@@ -50,6 +50,16 @@ class Shape:
     """The two `L` in tokens."""
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One setting that is measured; GRPO without RPO by default."""
+
+    max_tokens: int | None = None
+    """`L`; None without RPO."""
+
+    share_prefix: bool = False
+
+
 SHAPES = {
     # DeepSeek-R1-Distill-Qwen-1.5B, and the paper's G, length and L.
     "gpu": Shape(1536, 8960, 28, 12, 2, 151936, 4096, 16, 6, (300, 800)),
@@ -110,13 +120,8 @@ def tiny_overrides() -> list[str]:
     ]
 
 
-def shape_overrides(shape: Shape, max_tokens: int | None) -> list[str]:
-    """Every response as long as the limit; with RPO every suffix as long as what was dropped.
-
-    Args:
-        shape: what to generate.
-        max_tokens: `L`; None for GRPO without RPO.
-    """
+def shape_overrides(shape: Shape, arm: Arm) -> list[str]:
+    """Every response as long as the limit; with RPO every suffix as long as what was dropped."""
     overrides = [
         f"data.train_batch_size={shape.questions}",
         f"data.max_response_length={shape.response_length}",
@@ -128,10 +133,11 @@ def shape_overrides(shape: Shape, max_tokens: int | None) -> list[str]:
         # The weights stay nearly what they are, so that all steps are alike.
         "actor_rollout_ref.actor.optim.lr=1e-7",
     ]
-    if max_tokens is not None:
+    if arm.max_tokens is not None:
         overrides += [
             "+rpo=enabled",
-            f"rpo.truncation.max_tokens={max_tokens}",
+            f"rpo.truncation.max_tokens={arm.max_tokens}",
+            f"rpo.loss.share_prefix={arm.share_prefix}",
             "rpo.rollout.suffix_max_multiple=1",
             "rpo.rollout.full_rollout_every=0",
             "rpo.cache.max_failures=null",
@@ -246,7 +252,7 @@ def check_tiny(steps: list[dict]) -> dict[str, float]:
     return found
 
 
-def measure(steps: list[dict], shape: Shape, max_tokens: int | None) -> dict[str, float]:
+def measure(steps: list[dict], shape: Shape, arm: Arm) -> dict[str, float]:
     """Medians of the steps after the warm-up.
 
     Raises:
@@ -258,16 +264,20 @@ def measure(steps: list[dict], shape: Shape, max_tokens: int | None) -> dict[str
         # A cached answer lacks its last token if that happens to be the end token.
         if not 0.95 * shape.response_length <= step["response_length/min"] <= shape.response_length:
             raise SystemExit(f"responses of {step['response_length/min']} to {step['response_length/max']} tokens")
-        if max_tokens is not None and not step["rpo/suffix/length_max"] <= max_tokens:
-            raise SystemExit(f"a suffix of {step['rpo/suffix/length_max']} tokens with L = {max_tokens}")
+        if arm.max_tokens is not None and not step["rpo/suffix/length_max"] <= arm.max_tokens:
+            raise SystemExit(f"a suffix of {step['rpo/suffix/length_max']} tokens with L = {arm.max_tokens}")
+        if arm.share_prefix and "rpo/update/computed_share" not in step:
+            raise SystemExit("rpo.loss.share_prefix=true, and no prefix was shared")
     generated = [
-        samples * shape.response_length if max_tokens is None else step["rpo/tokens/generated_total"]
+        samples * shape.response_length if arm.max_tokens is None else step["rpo/tokens/generated_total"]
         for step in measured
     ]
+    computed = [step["perf/total_num_tokens"] * step.get("rpo/update/computed_share", 1) for step in measured]
     return {
         "steps": len(measured),
         "generated_tokens": median(generated),
         "generated_tokens_per_sample": median(generated) / samples,
+        "tokens_computed_in_update": median(computed),
         **{f"{label.replace(' ', '_').replace('-', '_')}_s": median(s[name] for s in measured)
            for label, name in TIMES.items()},
     }  # fmt: skip
@@ -335,7 +345,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: runs/gpu-check-gpu or runs/gpu-check-cpu")
     args = parser.parse_args()
     out, shape = (args.out or Path(f"runs/gpu-check-{args.device}")).resolve(), SHAPES[args.device]
-    arms = {"grpo": None} | {f"rpo-{tokens}": tokens for tokens in shape.truncations}
+    arms = {"grpo": Arm()} | {f"rpo-{tokens}": Arm(tokens) for tokens in shape.truncations}
+    arms |= {f"rpo-{tokens}-shared": Arm(tokens, share_prefix=True) for tokens in shape.truncations}
     chosen = args.arms.split(",") if args.arms else list(arms)
     if unknown := [arm for arm in chosen if arm not in arms]:
         parser.error(f"--arms={args.arms}: {unknown} not among {', '.join(arms)}")

@@ -6,6 +6,7 @@ every row has of its own, whose tokens attend to the beginning and to each other
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -113,6 +114,41 @@ def share(rows: Sequence[np.ndarray], prompt_tokens: Sequence[int]) -> Packing:
                 packed += tokens
     whole = (np.concatenate(arrays).astype(np.int64) for arrays in (source, slots, labels))
     return Packing(groups, *whole, row_slot)
+
+
+def packed_tokens(rows: Sequence[np.ndarray], prompt_tokens: Sequence[int], sizes: Sequence[int]) -> list[np.ndarray]:
+    """How many tokens runs of rows have when they are packed, for several lengths of the runs.
+
+    Rows with the same prompt are taken to be neighbours, as `order_by_group` leaves them; where they are not, this
+    counts more than there will be.
+
+    Args:
+        rows: (B,) of (length,) int token ids, prompt and response.
+        prompt_tokens: (B,) tokens of the prompts.
+        sizes: rows of a run; each divides B.
+
+    Returns:
+        For each size (B / size,) int64 tokens.
+    """
+    alike = [0]
+    for (before, prompt_before), (row, prompt) in pairwise(zip(rows, prompt_tokens, strict=True)):
+        tokens = common_prefix([before, row])
+        alike.append(tokens if prompt == prompt_before and tokens >= prompt else 0)
+    found = []
+    for size in sizes:
+        counts = np.zeros(len(rows) // size, dtype=np.int64)
+        shared = 0
+        for i, row in enumerate(rows):
+            if i % size == 0 or not alike[i]:
+                counts[i // size] += len(row)
+                members, shared = 1, len(row)
+            else:
+                # All members so far share a little less than they did, and this one shares that.
+                now_shared = min(shared, alike[i])
+                counts[i // size] += (members - 1) * (shared - now_shared) + len(row) - now_shared
+                members, shared = members + 1, now_shared
+        found.append(counts)
+    return found
 
 
 def order_by_group(group_of: Sequence[str], tokens: Sequence[int], ranks: int) -> list[int]:

@@ -96,10 +96,7 @@ def _refuse_what_cannot_share(config: DictConfig) -> None:
         f"{reference}.model.use_fused_kernels": (False,),
         f"{reference}.actor.calculate_sum_pi_squared": (False,),
         "distillation.enabled": (False,),
-        # These spread a group over micro-batches.
-        f"{reference}.actor.use_dynamic_bsz": (False,),
-        f"{reference}.rollout.log_prob_use_dynamic_bsz": (False,),
-        f"{reference}.ref.log_prob_use_dynamic_bsz": (False,),
+        # Spreads a group over micro-batches.
         f"{reference}.actor.shuffle": (False,),
     }
     for key, possible in settings.items():

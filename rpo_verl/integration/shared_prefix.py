@@ -7,7 +7,8 @@ is laid out by rows as veRL expects, so losses and metrics do not know of it; gr
 apart, up to rounding.
 """
 
-from functools import wraps
+from functools import partial, wraps
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -18,16 +19,19 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id
 from verl.utils.model import extract_multi_modal_inputs
 from verl.utils.torch_functional import logprobs_from_logits
 
-from rpo_verl.core.packing import PackedGroup, Packing, share
+from rpo_verl.core.packing import PackedGroup, Packing, packed_tokens, share
 from rpo_verl.integration.contract import COMPUTED_SHARE, SHARE_PREFIX
 
 #: Argument of the model's forward: how its rows are packed.
 LAYOUT = "rpo_shared_prefix"
 #: What transformers' models may ask of an attention function beyond attending to all that comes before.
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "dropout")
+#: More tokens than there are, of a size of micro-batch that will not do.
+NEVER = 1 << 48
 FIX = "Set rpo.loss.share_prefix=false."
 
 
@@ -60,6 +64,36 @@ class SharedPrefixEngine:
     """Mixin over veRL's FSDP engines for language models; batches without the flag go their usual way."""
 
     _computed_share: float | None = None
+
+    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+        """veRL's, with micro-batches that keep groups together where they are to hold a number of tokens.
+
+        veRL would put rows into them by length, whatever their group, and count tokens that are not computed.
+        """
+        ask = partial(tu.get_non_tensor_data, data)
+        if ask(key=SHARE_PREFIX, default=False) and ask(key="use_dynamic_bsz", default=True):
+            size = self._rows_that_fit(data)
+            if size is not None:
+                tu.assign_non_tensor(data, use_dynamic_bsz=False, micro_batch_size_per_gpu=size)
+        return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+
+    def _rows_that_fit(self, data: TensorDict) -> int | None:
+        """Rows of a micro-batch with which the fewest tokens are computed in all, on all data parallel ranks together.
+
+        None where some rank cannot pack its rows, or has one too long for a micro-batch.
+        """
+        sizes = [size for size in range(len(data), 0, -1) if len(data) % size == 0]
+        totals = [NEVER] * len(sizes)
+        if _is_plain(data):
+            rows = [row.cpu().numpy() for row in data["input_ids"].unbind()]
+            counts = packed_tokens(rows, data["prompts"].offsets().diff().tolist(), sizes)
+            most = data["max_token_len_per_gpu"]
+            totals = [int(count.sum()) if count.max() <= most else NEVER for count in counts]
+        on_device = torch.tensor(totals).to(get_device_id())
+        torch.distributed.all_reduce(on_device, group=self.get_data_parallel_group())
+        # Of sizes with the same total the largest, which comes first.
+        total, size = min(zip(on_device.tolist(), sizes, strict=True), key=itemgetter(0))
+        return size if total < NEVER else None
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> tuple[Any, dict]:
         """veRL's, with the share of the tokens that were computed among the metrics of an update."""

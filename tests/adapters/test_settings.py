@@ -36,8 +36,7 @@ def test_refused_with_a_reason(override):
     "override",
     ["actor_rollout_ref.actor.ulysses_sequence_parallel_size=2", "actor_rollout_ref.model.use_fused_kernels=True",
      "actor_rollout_ref.actor.calculate_sum_pi_squared=True",
-     "actor_rollout_ref.actor.fsdp_config.pad_to_length=True", "actor_rollout_ref.actor.use_dynamic_bsz=True",
-     "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=True", "actor_rollout_ref.actor.shuffle=True"],
+     "actor_rollout_ref.actor.fsdp_config.pad_to_length=True", "actor_rollout_ref.actor.shuffle=True"],
 )  # fmt: skip
 def test_what_cannot_share_prefixes(override):
     with pytest.raises(ConfigError, match=f"rpo.loss.share_prefix=True with {override}"):

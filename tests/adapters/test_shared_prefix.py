@@ -286,6 +286,81 @@ def test_an_update_says_how_much_it_computed(monkeypatch):
     assert output["metrics"] == {}
 
 
+@pytest.fixture
+def sized(monkeypatch):
+    """From a batch to what veRL's loop over micro-batches is given, on one rank or with what another one reduces in."""
+    given = {}
+
+    def loop(self, data, loss_function, forward_only):
+        given.update({key: tu.get(data, key) for key in ("use_dynamic_bsz", "micro_batch_size_per_gpu")})
+        return "output"
+
+    monkeypatch.setattr(FSDPEngineWithLMHead, "forward_backward_batch", loop)
+    monkeypatch.setattr(shared_prefix, "get_device_id", lambda: "cpu")
+
+    def call(sequences, most, share=True, elsewhere=(), change=lambda data: None):
+        engine, data = engine_of(None), batch(sequences, share)
+        monkeypatch.setattr(engine, "get_data_parallel_group", lambda: None, raising=False)
+        monkeypatch.setattr(
+            torch.distributed, "all_reduce", lambda totals, group: [totals.add_(torch.tensor(o)) for o in elsewhere]
+        )
+        tu.assign_non_tensor(data, use_dynamic_bsz=True, max_token_len_per_gpu=most, micro_batch_size_per_gpu=None)
+        change(data)
+        assert engine.forward_backward_batch(data, None, forward_only=True) == "output"
+        return given["micro_batch_size_per_gpu"] if not given["use_dynamic_bsz"] else None
+
+    return call
+
+
+def groups_of(members, prefix, own, groups=4):
+    """Rows of equal lengths, group after group."""
+    rng = np.random.default_rng(0)
+    return [
+        np.concatenate([head, rng.integers(1, 64, own)])
+        for head in rng.integers(1, 64, (groups, PROMPT + prefix))
+        for _ in range(members)
+    ]
+
+
+def test_micro_batches_of_so_many_tokens_hold_whole_groups(sized):
+    # A packed group has 50 shared tokens and 4 times 10, where its rows have 240.
+    sequences = groups_of(4, prefix=50 - PROMPT, own=10)
+    assert sized(sequences, most=4 * 90) == 16
+    assert sized(sequences, most=4 * 90 - 1) == 8
+    assert sized(sequences, most=90) == 4
+    # A group that does not fit is cut, and a row that does not is veRL's to complain about.
+    assert sized(sequences, most=89) == 2
+    assert sized(sequences, most=60) == 1
+    assert sized(sequences, most=59) is None
+
+
+def test_a_size_that_cuts_no_group_is_preferred(sized):
+    # Nine rows would fit, in micro-batches that cut every second group.
+    sequences = groups_of(6, prefix=30, own=10, groups=3)
+    assert [len(sequences) // rows for rows in (9, 6)] == [2, 3]
+    assert sized(sequences, most=200) == 6
+
+
+def test_ranks_agree_on_a_size(sized):
+    sequences = groups_of(4, prefix=50 - PROMPT, own=10)
+    # Of the sizes 16, 8, 4, 2, 1.
+    never = shared_prefix.NEVER
+    assert sized(sequences, most=90 * 4, elsewhere=[(never, 360, 360, 480, 960)]) == 8
+    # A rank that cannot pack leaves all of them to veRL.
+    assert sized(sequences, most=90 * 4, elsewhere=[(never,) * 5]) is None
+
+
+def test_sizes_are_verls_own_where_nothing_is_packed(sized):
+    sequences = groups_of(4, prefix=50 - PROMPT, own=10)
+    assert sized(sequences, most=90, share=False) is None
+
+    def with_images(data):
+        images = [NonTensorData({"pixel_values": torch.zeros(2, 3)}) for _ in range(len(data))]
+        data["multi_modal_inputs"] = NonTensorStack(*images)
+
+    assert sized(sequences, most=90, change=with_images) is None
+
+
 def test_an_attention_that_cannot_be_wrapped():
     with pytest.raises(ValueError, match=r"eager.*Use sdpa"):
         install_attention("eager")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rpo_verl.core.packing import common_prefix, order_by_group, share
+from rpo_verl.core.packing import common_prefix, order_by_group, packed_tokens, share
 
 
 def random_groups(rng, groups, members):
@@ -73,6 +73,20 @@ def test_what_is_shared_is_there_once():
     # 99 predictions within the beginning; then every row predicts its own 10, the first from the last shared token.
     assert len(packing.slots) == 99 + 8 * 10
     assert (packing.slots == 99).sum() == 8
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_packed_tokens_are_counted_without_packing(seed):
+    rng = np.random.default_rng(seed)
+    rows, prompts = [], []
+    for group in range(6):
+        members, lengths = random_groups(rng, groups=1, members=4)
+        rows += [np.concatenate([[100 + group], row]) for row in members]
+        prompts += [length + 1 for length in lengths]
+    sizes = [size for size in range(1, len(rows) + 1) if len(rows) % size == 0]
+    for size, counts in zip(sizes, packed_tokens(rows, prompts, sizes), strict=True):
+        runs = [slice(start, start + size) for start in range(0, len(rows), size)]
+        assert counts.tolist() == [len(share(rows[run], prompts[run]).source) for run in runs]
 
 
 def test_other_prompts_share_nothing_even_if_they_begin_alike():

@@ -4,10 +4,19 @@ import pytest
 from conftest import run_recipe
 
 
+#: A group of full rollouts (some 450 tokens where its question is there once) has to be cut, one behind a prefix not.
+SHARED = (
+    "rpo.loss.share_prefix=true",
+    "actor_rollout_ref.actor.use_dynamic_bsz=true",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=400",
+)
+
+
 @pytest.fixture(scope="module", params=["paper", "enabled"])
 def run(request, tmp_path_factory, data_dir):
-    # With our settings the trainer computes prefixes once a group, with the paper's every row by itself.
-    shared = ["rpo.loss.share_prefix=true"] if request.param == "enabled" else []
+    # With our settings the trainer computes prefixes once a group, in micro-batches of so many tokens; with the paper's
+    # every row by itself, in micro-batches small enough for a rank to do without some of the groups.
+    shared = SHARED if request.param == "enabled" else ()
     run = run_recipe(
         tmp_path_factory.mktemp("two"),
         f"+rpo={request.param}",
@@ -21,7 +30,6 @@ def run(request, tmp_path_factory, data_dir):
         STEPS="4",
         DATA_DIR=str(data_dir),
         OMP_NUM_THREADS="1",
-        # Small enough for a rank to do without some of the groups.
         MICRO_BATCH_SIZE="2",
     )
     assert run.returncode == 0, run.output[-4000:]
