@@ -3,7 +3,6 @@
 import pytest
 from conftest import run_recipe
 
-
 #: A group of full rollouts (some 450 tokens where its question is there once) has to be cut, one behind a prefix not.
 SHARED = (
     "rpo.loss.share_prefix=true",
