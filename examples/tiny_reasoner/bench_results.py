@@ -148,7 +148,8 @@ def provenance(results: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"`python examples/tiny_reasoner/bench.py --suite {results['suite']}`: {settings['steps']} steps, "
-        f"validated every {settings['test_freq']} on {settings['val_questions']} questions; "
+        f"validated every {settings['test_freq']} on {settings['val_questions']} questions, "
+        f"{settings['samples']} answers to each; "
         f"{machine['cores']} cores of {machine['processor']}, Python {machine['python']}, {versions}; "
         f"commit {', '.join(commits)}."
     )

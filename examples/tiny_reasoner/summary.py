@@ -1,6 +1,7 @@
 """From veRL's metrics file to the demo's figures: one record a step, one summary an arm, a table and a plot."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 from rpo_verl.evaluation.summary import markdown
 from rpo_verl.report.charts import LEFT_OUT
 
-VAL_ACCURACY = "val-core/tiny_reasoner/acc/mean@1"
+#: The mean over as many samples of a question as `val_kwargs.n` says.
+VAL_ACCURACY = re.compile(r"val-core/tiny_reasoner/acc/mean@\d+")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def parse_step(line: str, group_size: int) -> Step:
     record = json.loads(line)
     data = record["data"]
     if "timing_s/step" not in data:
-        return Step(record["step"], val_accuracy=data.get(VAL_ACCURACY))
+        return Step(record["step"], val_accuracy=_val_accuracy(data))
     response_tokens = round(data["perf/total_num_tokens"] * _response_share(data))
     samples = round(response_tokens / data["response_length/mean"])
     is_rpo = "rpo/tokens/generated_total" in data
@@ -76,8 +78,12 @@ def parse_step(line: str, group_size: int) -> Step:
         surplus_groups=surplus,
         generated_per_sample_on_hit=data.get("rpo/tokens/generated_per_sample_on_hit"),
         is_rpo=is_rpo,
-        val_accuracy=data.get(VAL_ACCURACY),
+        val_accuracy=_val_accuracy(data),
     )
+
+
+def _val_accuracy(data: dict[str, Any]) -> float | None:
+    return next((value for name, value in data.items() if VAL_ACCURACY.fullmatch(name)), None)
 
 
 def _response_share(data: dict[str, Any]) -> float:

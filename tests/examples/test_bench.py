@@ -88,7 +88,7 @@ def test_grid():
 def test_tables(tmp_path):
     results = {
         "suite": "main",
-        "settings": {"steps": 20, "test_freq": 10, "val_questions": 512},
+        "settings": {"steps": 20, "test_freq": 10, "val_questions": 64, "samples": 8},
         "questions": {},
         "machine": bench.machine(),
         "runs": {
@@ -105,7 +105,7 @@ def test_tables(tmp_path):
     assert results_of.time_rows(results)[1:] == [["grpo", "2.50", "2.000", "0.500"], ["rpo", "1.50", "1.000", "0.500"]]
     page = results_of.page(results)
     assert page.count("| grpo |") == 2
-    assert "--suite main`: 20 steps, validated every 10 on 512 questions;" in page
+    assert "--suite main`: 20 steps, validated every 10 on 64 questions, 8 answers to each;" in page
     assert page.endswith("; commit abc123.\n")
     results_of.plot_curves(results, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
@@ -157,21 +157,20 @@ def leave_behind(folder, *, rpo):
     if rpo:
         no_signal = {"rpo/groups/no_signal_share_before_shaping": 0.5, "rpo/groups/no_signal_share_after_shaping": 0.25}
         data |= {"rpo/tokens/generated_total": 24, "rpo/left_out/generated_total": 0} | no_signal
-    accuracy = "val-core/tiny_reasoner/acc/mean@1"
+    accuracy = "val-core/tiny_reasoner/acc/mean@8"
     lines = [
         {"step": 0, "data": {accuracy: 0.5}},
         {"step": 1, "data": data},
         {"step": 2, "data": data | {accuracy: 0.75}},
     ]
-    (folder / "eval").mkdir(parents=True)
+    (folder / "validation").mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     events = [{"time": 1.0, "finished": "a"}, {"time": 1.5, "taken": ["a"]}]
     (folder / "waiting.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events * 2))
-    passed = {"average": {"pass_at_k": {"1": {"value": 0.75}, "8": {"value": 1.0}}}}
-    (folder / "eval" / "results.json").write_text(json.dumps(passed))
-    answers = [("p", "1", 5), ("q", "2", 6), ("p", "1", 5), ("q", "3", 8)]
-    (folder / "eval" / "samples.jsonl").write_text(
-        "".join(json.dumps(dict(zip(("question", "text", "tokens"), a, strict=True))) + "\n" for a in answers)
+    # Two questions, eight answers to each: all the same and right, and two of a kind, of which the first are right.
+    answers = [("p", "#12", 1.0)] * 8 + [("q", "a;#4", 1.0)] * 4 + [("q", "#5", 0.0)] * 4
+    (folder / "validation" / "2.jsonl").write_text(
+        "".join(json.dumps(dict(zip(("input", "output", "score"), answer, strict=True))) + "\n" for answer in answers)
     )
     (folder / "record.json").write_text(json.dumps({"commit": "abc123"}))
 
@@ -187,8 +186,8 @@ def test_results_are_of_all_finished_runs(tmp_path):
         "curve": [{"step": 0, "seconds": 0.0, "tokens": 0, "accuracy": 0.5},
                   {"step": 2, "seconds": 20.0, "tokens": 240, "accuracy": 0.75}],
         "pass_at_k": {"1": 0.75, "8": 1.0},
-        "distinct_share": 0.75,
-        "answer_tokens": 6.0,
+        "distinct_share": 3 / 16,
+        "answer_tokens": 3.0,
         "train_s": 20.0,
         "step_s": 10.0,
         "parts_s": {"generation": 5.5, "log-probs": 0, "update": 3.0, "weight sync": 0, "plug-in": 0, "waiting": 0.5,
