@@ -45,7 +45,7 @@ def test_both_devices_train_and_roll_out(run):
 def test_prefixes_are_shared_where_that_is_asked_for(run, request):
     shares = [step["rpo/update/computed_share"] for step in run.steps if "rpo/update/computed_share" in step]
     if request.node.callspec.params["run"] == "enabled":
-        # Pairs from one group, in micro-batches of two: at least the question is shared.
+        # A lone group with a signal is dealt out to both ranks; pairs share at least the question.
         assert len(shares) == len(run.steps)
         assert all(0.5 <= share < 0.95 for share in shares)
     else:
