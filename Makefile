@@ -43,7 +43,7 @@ docs-serve: setup  ## the site on localhost, rebuilt on every change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 results: setup  ## the tables in README and docs, anew from docs/results
-	PYTHONPATH=examples/tiny_reasoner $(BIN)/python tests/bench/result_tables.py
+	PYTHONPATH=examples/tiny_reasoner $(BIN)/python tests/bench/result_blocks.py
 
 bench-cache: setup  ## what the experience cache costs: table and runs/bench/cache.json
 	$(BIN)/python tests/bench/cache.py

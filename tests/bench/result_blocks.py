@@ -1,4 +1,4 @@
-"""The tables of results in README and docs: each stands behind a comment with its name, `<!-- results: demo -->`.
+"""What results say in README and docs: each block stands behind a comment with its name, `<!-- results: demo -->`.
 
 `make results` writes all of them anew from docs/results, whose files are what the commands wrote, as it came; a test
 holds the pages to it.
@@ -19,8 +19,8 @@ from rpo_verl.evaluation.summary import markdown
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-#: A marker, and the table behind it where there is one.
-PLACE = re.compile(r"<!-- results: (?P<name>\S+) -->\n\n(?P<table>(?:\|.*\n)*)")
+#: A marker, and the table or paragraph behind it.
+PLACE = re.compile(r"<!-- results: (?P<name>\S+) -->\n\n(?P<block>(?:.+\n)*)")
 #: Arm → the call that made it and its name then, when answers were dropped after two failures by default.
 CONTAMINATED = {
     "all right, `max_failures=2`": ("contamination", "clean"),
@@ -43,21 +43,23 @@ def pass_at_k_rows(found: Mapping[str, Any]) -> list[list[str]]:
     return comparison_rows(found["evaluations"], found["differences"], found["baseline"])
 
 
-#: Name → rows of the table, head first.
-TABLES: dict[str, Callable[[], list[list[str]]]] = {
-    "demo": lambda: summary.rows(result("demo"), summary.HEADLINES),
-    "demo-dapo": lambda: summary.rows(result("demo-dapo"), summary.HEADLINES),
-    "pass-at-k": lambda: pass_at_k_rows(result("pass-at-k")),
-    "contamination": lambda: contamination.rows({row: result(call)[arm] for row, (call, arm) in CONTAMINATED.items()}),
-    "cache": lambda: tables.cache_rows(result("cache")),
-    "shared-prefix": lambda: tables.shared_prefix_rows(result("shared-prefix")),
-    "overhead": lambda: tables.overhead_rows(result("overhead")),
+#: Name → what is to stand there.
+BLOCKS: dict[str, Callable[[], str]] = {
+    "demo": lambda: markdown(summary.rows(result("demo"), summary.HEADLINES)),
+    "demo-dapo": lambda: markdown(summary.rows(result("demo-dapo"), summary.HEADLINES)),
+    "pass-at-k": lambda: markdown(pass_at_k_rows(result("pass-at-k"))),
+    "contamination": lambda: markdown(
+        contamination.rows({row: result(call)[arm] for row, (call, arm) in CONTAMINATED.items()})
+    ),
+    "cache": lambda: markdown(tables.cache_rows(result("cache"))),
+    "shared-prefix": lambda: markdown(tables.shared_prefix_rows(result("shared-prefix"))),
+    "overhead": lambda: markdown(tables.overhead_rows(result("overhead"))),
 }
 
 
 def filled(page: str) -> str:
-    """The page with every table made anew."""
-    return PLACE.sub(lambda place: f"<!-- results: {place['name']} -->\n\n{markdown(TABLES[place['name']]())}", page)
+    """The page with every block made anew."""
+    return PLACE.sub(lambda place: f"<!-- results: {place['name']} -->\n\n{BLOCKS[place['name']]()}", page)
 
 
 def main() -> None:
