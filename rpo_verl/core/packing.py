@@ -4,6 +4,7 @@ The responses of a group share question and prefix. In a packed layout a group h
 every row has of its own, whose tokens attend to the beginning and to each other, as they would in the row.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -117,10 +118,7 @@ def share(rows: Sequence[np.ndarray], prompt_tokens: Sequence[int]) -> Packing:
 
 
 def packed_tokens(rows: Sequence[np.ndarray], prompt_tokens: Sequence[int], sizes: Sequence[int]) -> list[np.ndarray]:
-    """How many tokens runs of rows have when they are packed, for several lengths of the runs.
-
-    Rows with the same prompt are taken to be neighbours, as `order_by_group` leaves them; where they are not, this
-    counts more than there will be.
+    """How many tokens runs of rows would have if each run were packed, for several lengths of the runs.
 
     Args:
         rows: (B,) of (length,) int token ids, prompt and response.
@@ -130,25 +128,27 @@ def packed_tokens(rows: Sequence[np.ndarray], prompt_tokens: Sequence[int], size
     Returns:
         For each size (B / size,) int64 tokens.
     """
-    alike = [0]
-    for (before, prompt_before), (row, prompt) in pairwise(zip(rows, prompt_tokens, strict=True)):
-        tokens = common_prefix([before, row])
-        alike.append(tokens if prompt == prompt_before and tokens >= prompt else 0)
-    found = []
-    for size in sizes:
-        counts = np.zeros(len(rows) // size, dtype=np.int64)
-        shared = 0
-        for i, row in enumerate(rows):
-            if i % size == 0 or not alike[i]:
-                counts[i // size] += len(row)
-                members, shared = 1, len(row)
-            else:
-                # All members so far share a little less than they did, and this one shares that.
-                now_shared = min(shared, alike[i])
-                counts[i // size] += (members - 1) * (shared - now_shared) + len(row) - now_shared
-                members, shared = members + 1, now_shared
-        found.append(counts)
-    return found
+    group_of, alike = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
+    for number, members in enumerate(by_prompt(rows, prompt_tokens)):
+        group_of[members] = number
+        for before, i in pairwise(members):
+            alike[i] = common_prefix([rows[before], rows[i]])
+
+    def packed(run: range) -> int:
+        shared: dict[int, int] = {}
+        tokens = 0
+        for i in run:
+            group, length = int(group_of[i]), len(rows[i])
+            tokens += length
+            # What all have in common is the least that any has in common with the one before it.
+            shared[group] = min(shared[group], int(alike[i])) if group in shared else length
+        members = Counter(group_of[run.start : run.stop].tolist())
+        return tokens - sum((members[group] - 1) * common for group, common in shared.items())
+
+    return [
+        np.array([packed(range(start, start + size)) for start in range(0, len(rows), size)], dtype=np.int64)
+        for size in sizes
+    ]
 
 
 def order_by_group(group_of: Sequence[str], tokens: Sequence[int], ranks: int) -> list[int]:

@@ -135,7 +135,6 @@ UPSTREAM_NAMES = (
                  ("data", "key", "default")),
     UpstreamName("verl.utils.torch_functional", "logprobs_from_logits", "log-probabilities of packed rows",
                  ("logits", "labels", "inplace_backward")),
-    UpstreamName("verl.utils.model", "extract_multi_modal_inputs", "leave rows with images alone", ("batch_data",)),
     # The CPU platform's.
     UpstreamName("verl.plugin.platform", "PlatformBase", "be a platform"),
     UpstreamName("verl.plugin.platform", "PlatformRegistry.register", "be found as a platform", ("platform",)),

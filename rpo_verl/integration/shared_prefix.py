@@ -7,12 +7,13 @@ is laid out by rows as veRL expects, so losses and metrics do not know of it; gr
 apart, up to rounding.
 """
 
+import math
 from functools import partial, wraps
 from operator import itemgetter
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +21,6 @@ from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id
-from verl.utils.model import extract_multi_modal_inputs
 from verl.utils.torch_functional import logprobs_from_logits
 
 from rpo_verl.core.packing import PackedGroup, Packing, packed_tokens, share
@@ -78,22 +78,29 @@ class SharedPrefixEngine:
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
     def _rows_that_fit(self, data: TensorDict) -> int | None:
-        """Rows of a micro-batch with which the fewest tokens are computed in all, on all data parallel ranks together.
+        """Rows of a micro-batch with which the fewest tokens are computed, on all data parallel ranks together.
 
-        None where some rank cannot pack its rows, or has one too long for a micro-batch.
+        None where that takes more micro-batches than rows that share nothing would, as it does if rows differ much in
+        length, and where some rank cannot pack its rows or has one too long for a micro-batch.
         """
+        most, tokens = data["max_token_len_per_gpu"], data["input_ids"].offsets().diff().sum().item()
         sizes = [size for size in range(len(data), 0, -1) if len(data) % size == 0]
         totals = [NEVER] * len(sizes)
         if _is_plain(data):
             rows = [row.cpu().numpy() for row in data["input_ids"].unbind()]
             counts = packed_tokens(rows, data["prompts"].offsets().diff().tolist(), sizes)
-            most = data["max_token_len_per_gpu"]
             totals = [int(count.sum()) if count.max() <= most else NEVER for count in counts]
-        on_device = torch.tensor(totals).to(get_device_id())
-        torch.distributed.all_reduce(on_device, group=self.get_data_parallel_group())
+        group = self.get_data_parallel_group()
+        of_all, unshared = (torch.tensor(n).to(get_device_id()) for n in (totals, math.ceil(tokens / most)))
+        torch.distributed.all_reduce(of_all, group=group)
+        torch.distributed.all_reduce(unshared, op=torch.distributed.ReduceOp.MAX, group=group)
+        few_enough = [
+            (total, size)
+            for total, size in zip(of_all.tolist(), sizes, strict=True)
+            if total < NEVER and len(data) // size <= unshared.item()
+        ]
         # Of sizes with the same total the largest, which comes first.
-        total, size = min(zip(on_device.tolist(), sizes, strict=True), key=itemgetter(0))
-        return size if total < NEVER else None
+        return min(few_enough, key=itemgetter(0))[1] if few_enough else None
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> tuple[Any, dict]:
         """veRL's, with the share of the tokens that were computed among the metrics of an update."""
@@ -178,9 +185,14 @@ class SharedPrefixEngine:
 
 
 def _is_plain(micro_batch: TensorDict) -> bool:
-    with_images = bool(extract_multi_modal_inputs(micro_batch.get("multi_modal_inputs", [])))
+    with_images = any(map(_has_images, micro_batch.get("multi_modal_inputs", [])))
     temperature_of_rows = isinstance(micro_batch["temperature"], torch.Tensor)
     return not with_images and not temperature_of_rows and micro_batch["position_ids"].dim() == 2
+
+
+def _has_images(inputs: Any) -> bool:
+    inputs = inputs.data if isinstance(inputs, NonTensorData) else inputs
+    return any(value is not None for value in (inputs or {}).values())
 
 
 def require_causal_attention(config: PretrainedConfig) -> None:

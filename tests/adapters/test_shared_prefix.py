@@ -301,9 +301,15 @@ def sized(monkeypatch):
     def call(sequences, most, share=True, elsewhere=(), change=lambda data: None):
         engine, data = engine_of(None), batch(sequences, share)
         monkeypatch.setattr(engine, "get_data_parallel_group", lambda: None, raising=False)
-        monkeypatch.setattr(
-            torch.distributed, "all_reduce", lambda totals, group: [totals.add_(torch.tensor(o)) for o in elsewhere]
-        )
+
+        def all_reduce(ours, op=torch.distributed.ReduceOp.SUM, group=None):
+            for totals, unshared in elsewhere:
+                if op == torch.distributed.ReduceOp.SUM:
+                    ours.add_(torch.tensor(totals))
+                else:
+                    ours.clamp_(min=unshared)
+
+        monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
         tu.assign_non_tensor(data, use_dynamic_bsz=True, max_token_len_per_gpu=most, micro_batch_size_per_gpu=None)
         change(data)
         assert engine.forward_backward_batch(data, None, forward_only=True) == "output"
@@ -341,13 +347,24 @@ def test_a_size_that_cuts_no_group_is_preferred(sized):
     assert sized(sequences, most=200) == 6
 
 
+def test_rows_that_differ_much_are_left_to_verl(sized):
+    # No two rows fit together with the long one; veRL needs three micro-batches, not eight.
+    sequences = groups_of(4, prefix=0, own=20, groups=2)
+    sequences[0] = np.concatenate([sequences[0], np.arange(1, 69)])
+    assert sized(sequences, most=110) is None
+    assert sized(sequences, most=200) == 4
+
+
 def test_ranks_agree_on_a_size(sized):
     sequences = groups_of(4, prefix=50 - PROMPT, own=10)
     # Of the sizes 16, 8, 4, 2, 1.
     never = shared_prefix.NEVER
-    assert sized(sequences, most=90 * 4, elsewhere=[(never, 360, 360, 480, 960)]) == 8
+    assert sized(sequences, most=90 * 4, elsewhere=[((never, 360, 360, 480, 960), 3)]) == 8
+    # By itself a rank would take no more than three micro-batches.
+    assert sized(sequences, most=90 * 4, elsewhere=[((never, never, 360, 480, 960), 3)]) is None
+    assert sized(sequences, most=90 * 4, elsewhere=[((never, never, 360, 480, 960), 4)]) == 4
     # A rank that cannot pack leaves all of them to veRL.
-    assert sized(sequences, most=90 * 4, elsewhere=[(never,) * 5]) is None
+    assert sized(sequences, most=90 * 4, elsewhere=[((never,) * 5, 3)]) is None
 
 
 def test_sizes_are_verls_own_where_nothing_is_packed(sized):

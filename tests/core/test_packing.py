@@ -78,11 +78,9 @@ def test_what_is_shared_is_there_once():
 @pytest.mark.parametrize("seed", range(20))
 def test_packed_tokens_are_counted_without_packing(seed):
     rng = np.random.default_rng(seed)
-    rows, prompts = [], []
-    for group in range(6):
-        members, lengths = random_groups(rng, groups=1, members=4)
-        rows += [np.concatenate([[100 + group], row]) for row in members]
-        prompts += [length + 1 for length in lengths]
+    rows, prompts = random_groups(rng, groups=6, members=4)
+    order = rng.permutation(len(rows)) if seed % 2 else np.arange(len(rows))
+    rows, prompts = [rows[i] for i in order], [prompts[i] for i in order]
     sizes = [size for size in range(1, len(rows) + 1) if len(rows) % size == 0]
     for size, counts in zip(sizes, packed_tokens(rows, prompts, sizes), strict=True):
         runs = [slice(start, start + size) for start in range(0, len(rows), size)]

@@ -45,9 +45,9 @@ def test_both_devices_train_and_roll_out(run):
 def test_prefixes_are_shared_where_that_is_asked_for(run, request):
     shares = [step["rpo/update/computed_share"] for step in run.steps if "rpo/update/computed_share" in step]
     if request.node.callspec.params["run"] == "enabled":
-        # A lone group with a signal is dealt out to both ranks; pairs share at least the question.
+        # The least there can be is a quarter, for groups of four that are whole and have hardly anything of their own.
         assert len(shares) == len(run.steps)
-        assert all(0.5 <= share < 0.95 for share in shares)
+        assert all(0.25 < share < 0.95 for share in shares)
     else:
         assert not shares
 
