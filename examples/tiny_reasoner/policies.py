@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 CHECKPOINT = Path(__file__).resolve().parent / "checkpoint"
-#: What the talkative policy says after a step, and after how many of them.
-REMARK, REMARKS = "well;", 0.5
+#: What the talkative policy says after a step, and the share of the steps after which it does.
+REMARK, REMARK_SHARE = "well;", 0.5
 
 
 def weakened(out: Path) -> Path:
@@ -54,7 +54,7 @@ def tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, updates: in
         for _ in range(16):
             problem = draw_problem(rng, steps=12)
             prompt = prompt_ids(tokenizer, problem.question)
-            solution = with_remarks(noisy_solution(problem, 0.02, rng), REMARKS, rng)
+            solution = with_remarks(noisy_solution(problem, 0.02, rng), REMARK_SHARE, rng)
             ids = [*tokenizer.encode(solution, add_special_tokens=False), tokenizer.eos_token_id]
             rows.append(torch.tensor(prompt + ids))
             labels.append(torch.tensor([-100] * len(prompt) + ids))
@@ -80,7 +80,8 @@ def _made_once(folder: Path, write: Callable[[Path], None]) -> Path:
     """`folder` with the checkpoint's files and what `write` puts over them."""
     if not folder.exists():
         unfinished = folder.with_name(f".{folder.name}.writing")
-        shutil.copytree(CHECKPOINT, unfinished, dirs_exist_ok=True)
+        of_these_weights = shutil.ignore_patterns("model.safetensors", "SHA256SUMS", "pretrain_log.jsonl")
+        shutil.copytree(CHECKPOINT, unfinished, dirs_exist_ok=True, ignore=of_these_weights)
         write(unfinished)
         unfinished.rename(folder)
     return folder

@@ -16,6 +16,7 @@ def test_blocks(page, place):
 
 def test_every_block_has_its_place():
     assert {place["name"] for _, place in PLACES} == set(results.BLOCKS)
+    assert len(PLACES) == sum(page.read_text().count("<!-- results") for page in results.PAGES)
 
 
 def prose(page):

@@ -35,6 +35,14 @@ def run(*accuracy, seconds=100.0, tokens=1000, **parts):
     }
 
 
+#: What stands in a file of results beside its runs.
+WRITTEN = {
+    "suite": "main",
+    "settings": {"steps": 20, "test_freq": 10, "val_questions": 64, "samples": 8},
+    "machine": bench.machine(),
+}
+
+
 def test_where_an_accuracy_is_reached():
     rising = run(0.5, 0.7, 0.8)
     assert results_of.reached(rising, 0.7, "seconds") == pytest.approx(100)
@@ -57,7 +65,11 @@ def test_spread_over_seeds():
 def test_a_table_for_each_question_that_is_asked():
     shaped = {"groups_without_signal": {"before": 0.5, "after": 0.25}}
     results = {
-        "questions": {"cold or built": ["built"], "by itself": ["weak-grpo", "weak-rpo", "not-run"]},
+        "questions": {
+            "cold or built": ["grpo", "rpo", "built"],
+            "by itself": ["weak-grpo", "weak-rpo", "not-run"],
+            "not begun": ["talk-grpo", "talk-rpo"],
+        },
         "runs": {
             "grpo": {"1": run(0.5, 0.8)},
             "rpo": {"1": run(0.5, 0.9, seconds=50.0, tokens=400) | shaped},
@@ -72,6 +84,13 @@ def test_a_table_for_each_question_that_is_asked():
     assert built[-2:] == ["10%", "25%"]
     _, grpo, rpo = results_of.question_rows(results, "by itself")
     assert (grpo[0], rpo[0], rpo[-1]) == ("weak-grpo", "weak-rpo", "50%")
+    page = results_of.page(results | WRITTEN)
+    assert "cold or built:" in page and "not begun" not in page
+
+
+def test_one_validation_is_no_curve():
+    results = {"runs": {"grpo": {"1": run(0.8)}, "rpo": {"1": run(0.9)}}}
+    assert results_of.accuracy_rows(results)[0][-1] == "… a sample"
 
 
 def test_grid():
@@ -87,10 +106,7 @@ def test_grid():
 
 def test_tables(tmp_path):
     results = {
-        "suite": "main",
-        "settings": {"steps": 20, "test_freq": 10, "val_questions": 64, "samples": 8},
         "questions": {},
-        "machine": bench.machine(),
         "runs": {
             "grpo": {"1": run(0.5, 0.7, 0.8), "2": run(0.5, 0.7, 0.9)},
             "rpo": {"1": run(0.5, 0.8, 0.9, seconds=50.0, tokens=400, generation=1.0)},
@@ -103,6 +119,7 @@ def test_tables(tmp_path):
     assert grpo[-2:] == ["175 in 1 of 2", "1,750 in 1 of 2"]
     assert rpo[-2:] == ["75", "600"]
     assert results_of.time_rows(results)[1:] == [["grpo", "2.50", "2.000", "0.500"], ["rpo", "1.50", "1.000", "0.500"]]
+    results |= WRITTEN
     page = results_of.page(results)
     assert page.count("| grpo |") == 2
     assert "--suite main`: 20 steps, validated every 10 on 64 questions, 8 answers to each;" in page
@@ -167,12 +184,12 @@ def leave_behind(folder, *, rpo):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     events = [{"time": 1.0, "finished": "a"}, {"time": 1.5, "taken": ["a"]}]
     (folder / "waiting.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events * 2))
-    # Two questions, eight answers to each: all the same and right, and two of a kind, of which the first are right.
-    answers = [("p", "#12", 1.0)] * 8 + [("q", "a;#4", 1.0)] * 4 + [("q", "#5", 0.0)] * 4
+    # Two questions, eight answers to each, one of them lost: all the same and right, and two kinds, one of them right.
+    answers = [("p", "#12", 1.0)] * 8 + [("q", "a;#4", 1.0)] * 4 + [("q", "#5", 0.0)] * 3
     (folder / "validation" / "2.jsonl").write_text(
-        "".join(json.dumps(dict(zip(("input", "output", "score"), answer, strict=True))) + "\n" for answer in answers)
+        "".join(json.dumps(dict(zip(("input", "output", "acc"), answer, strict=True))) + "\n" for answer in answers)
     )
-    (folder / "record.json").write_text(json.dumps({"commit": "abc123"}))
+    (folder / "finished.json").write_text(json.dumps({"commit": "abc123"}))
 
 
 def test_results_are_of_all_finished_runs(tmp_path):
@@ -186,8 +203,8 @@ def test_results_are_of_all_finished_runs(tmp_path):
         "curve": [{"step": 0, "seconds": 0.0, "tokens": 0, "accuracy": 0.5},
                   {"step": 2, "seconds": 20.0, "tokens": 240, "accuracy": 0.75}],
         "pass_at_k": {"1": 0.75, "8": 1.0},
-        "distinct_share": 3 / 16,
-        "answer_tokens": 3.0,
+        "distinct_share": (1 / 8 + 2 / 7) / 2,
+        "answer_tokens": pytest.approx(46 / 15),
         "train_s": 20.0,
         "step_s": 10.0,
         "parts_s": {"generation": 5.5, "log-probs": 0, "update": 3.0, "weight sync": 0, "plug-in": 0, "waiting": 0.5,
