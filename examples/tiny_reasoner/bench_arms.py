@@ -195,13 +195,13 @@ CUTS = {
 }
 
 SUITES = {
-    "main": Suite(MAIN, steps=40, test_freq=10, val_questions=96, seeds=(1, 2, 3)),
+    "main": Suite(MAIN, steps=40, test_freq=10, val_questions=64, seeds=(1, 2, 3)),
     "ablations": Suite(
         # The baselines of most questions first: others begin with the checkpoint of the very first.
         BASELINES | {name: arm for arms in ABLATIONS.values() for name, arm in arms.items()},
         steps=40,
         test_freq=40,
-        val_questions=128,
+        val_questions=96,
         seeds=(1,),
         questions={question: tuple(arms) for question, arms in ABLATIONS.items()},
     ),
