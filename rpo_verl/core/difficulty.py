@@ -5,6 +5,7 @@ right with probability `exp(-h m)`: the survival function of an exponential dist
 `wrong` suffixes in so many `tokens` that went well; the mean over all questions is the prior of each.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,28 +35,33 @@ class Evidence:
             rate: what was thought before, per token. Where a wrong suffix went wrong is not known: it counts with the
                 tokens that are expected before, given this rate and that it happened. None: with half of its tokens.
         """
-        until_wrong = tokens / 2 if rate is None else expected_until_wrong(tokens, rate)
-        wrong = MEMORY * self.wrong + np.count_nonzero(~correct)
-        went_well = MEMORY * self.tokens + np.where(correct, tokens, until_wrong).sum()
+        # Numbers rather than arrays of a group's size, because a step has thousands of groups.
+        wrong, went_well = MEMORY * self.wrong, MEMORY * self.tokens
+        for is_right, length in zip(correct.tolist(), tokens.tolist(), strict=True):
+            if is_right:
+                went_well += length
+            else:
+                wrong += 1
+                went_well += length / 2 if rate is None else expected_until_wrong(length, rate)
         return Evidence(round(wrong / UNIT) * UNIT, round(went_well / UNIT) * UNIT)
 
 
 NO_EVIDENCE = Evidence()
 
 
-def expected_until_wrong(tokens: np.ndarray, rate: float) -> np.ndarray:
-    """Expected tokens before the wrong one in suffixes that came out wrong, `1/h - m/(exp(h m) - 1)`.
+def expected_until_wrong(tokens: int, rate: float) -> float:
+    """Expected tokens before the wrong one in a suffix that came out wrong, `1/h - m/(exp(h m) - 1)`.
 
     Args:
-        tokens: (G,) their lengths `m`.
+        tokens: its length `m`.
         rate: `h` per token, above 0.
     """
-    exponent = np.asarray(rate * tokens, dtype=np.float64)
-    # Below, the two terms are nearly equal; this is their difference to second order.
-    series = tokens * (0.5 - exponent / 12)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        exact = 1 / rate - tokens / np.expm1(exponent)
-    return np.where(exponent < 1e-3, series, exact)
+    exponent = rate * tokens
+    if exponent < 1e-3:
+        # The two terms are nearly equal; this is their difference to second order.
+        return tokens * (0.5 - exponent / 12)
+    # Far out, where the exponential would overflow, the second term is nothing.
+    return 1 / rate - (tokens / math.expm1(exponent) if exponent < 700 else 0.0)
 
 
 def mean_rate(everything: Evidence) -> float | None:

@@ -46,15 +46,16 @@ def test_the_estimate_follows_a_policy_that_improves():
 
 
 def test_where_wrong_suffixes_went_wrong():
-    tokens = np.array([0, 1, 100, 10_000])
     # So rarely that any place is as likely; so often that it is at once; and the mean of the distribution cut off.
-    assert expected_until_wrong(tokens, 1e-9) == pytest.approx(tokens / 2, rel=1e-4)
-    assert expected_until_wrong(np.array([10_000]), 1.0) == pytest.approx(1.0)
+    for tokens in (0, 1, 100, 10_000):
+        assert expected_until_wrong(tokens, 1e-9) == pytest.approx(tokens / 2, rel=1e-4)
+    assert expected_until_wrong(10_000, 1.0) == pytest.approx(1.0)
     drawn = np.random.default_rng(0).exponential(50.0, 400_000)
-    assert expected_until_wrong(np.array([100]), 0.02) == pytest.approx(drawn[drawn < 100].mean(), rel=0.01)
+    assert expected_until_wrong(100, 0.02) == pytest.approx(drawn[drawn < 100].mean(), rel=0.01)
     # Both branches agree where they meet.
-    at = np.array([1e-3 * (1 - 1e-9), 1e-3 * (1 + 1e-9)]) * 1e6
-    assert np.diff(expected_until_wrong(at, 1e-6)) == pytest.approx(0, abs=1e-2)
+    at = [1e-3 * (1 - 1e-9) * 1e6, 1e-3 * (1 + 1e-9) * 1e6]
+    before, behind = (expected_until_wrong(tokens, 1e-6) for tokens in at)
+    assert behind - before == pytest.approx(0, abs=1e-2)
 
 
 def test_nothing_seen_and_nothing_wrong():
