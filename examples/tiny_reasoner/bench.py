@@ -47,10 +47,15 @@ PARTS = {
 }
 
 
+def trained_steps(metrics: Path) -> list[dict[str, float]]:
+    """All that veRL logged of every training step."""
+    logged = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
+    return [data for data in logged if "timing_s/step" in data]
+
+
 def parts_of(metrics: Path, waited: Sequence[float]) -> list[dict[str, float]]:
     """Where the time of every training step went, in seconds; `waiting` is taken out of `generation`."""
-    steps = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
-    steps = [data for data in steps if "timing_s/step" in data]
+    steps = trained_steps(metrics)
     if len(waited) != len(steps):
         raise ValueError(f"{metrics}: {len(steps)} steps, and {len(waited)} batches were seen taken from the queue")
     found = []
@@ -118,7 +123,7 @@ def answers_of(validation: Path) -> dict[str, Any]:
 def groups_without_signal(metrics: Path) -> dict[str, float] | None:
     """Share of the groups whose members all earn the same, `before` shaping and `after`; None without RPO."""
     name = "rpo/groups/no_signal_share_{}_shaping"
-    steps = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
+    steps = trained_steps(metrics)
     shares = {
         when: [data[name.format(when)] for data in steps if name.format(when) in data] for when in ("before", "after")
     }

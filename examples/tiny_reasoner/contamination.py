@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from demo import train
-from summary import Step, plot
+from summary import Step, plot, show
 from task import generate, noisy_solution
 
 HERE = Path(__file__).resolve().parent
@@ -93,18 +93,6 @@ def rows(summary: dict[str, dict]) -> list[list[str]]:
     return found
 
 
-def table(summary: dict[str, dict]) -> None:
-    """Print the arms."""
-    from rich.console import Console
-    from rich.table import Table
-
-    head, *body = rows(summary)
-    view = Table(*head)
-    for row in body:
-        view.add_row(*row)
-    Console(width=120).print(view)
-
-
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -137,7 +125,7 @@ def main() -> None:
         summary = {arm: summarize(steps) for arm, steps in runs.items()}
         (args.out / "contamination.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot(runs, args.out / "contamination.png")
-    table(summary)
+    show(rows(summary))
 
 
 if __name__ == "__main__":

@@ -187,19 +187,24 @@ def rows(summary: dict[str, dict[str, float]], keys: Iterable[str]) -> list[list
     return found
 
 
-def table(summary: dict[str, dict[str, float]]) -> None:
-    """Print everything that is known of the arms."""
+def show(rows: list[list[str]], title: str | None = None) -> None:
+    """Print a table, head first."""
     from rich.console import Console
     from rich.table import Table
 
-    first = next(iter(summary.values()))
-    view = Table(title=f"tiny reasoner, {first['steps']} steps, seed {first['seed']}")
-    head, *body = rows(summary, ROWS)
+    head, *body = rows
+    view = Table(title=title)
     for name in head:
         view.add_column(name, justify="right" if name else "left")
     for row in body:
         view.add_row(*row)
     Console(width=120).print(view)
+
+
+def table(summary: dict[str, dict[str, float]]) -> None:
+    """Print everything that is known of the arms."""
+    first = next(iter(summary.values()))
+    show(rows(summary, ROWS), f"tiny reasoner, {first['steps']} steps, seed {first['seed']}")
 
 
 def write(summary: dict[str, dict[str, float]], folder: Path) -> None:

@@ -12,6 +12,7 @@ from functools import partial, wraps
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import NonTensorData, TensorDict
 from torch.distributed.tensor import DTensor
@@ -87,8 +88,7 @@ class SharedPrefixEngine:
         sizes = [size for size in range(len(data), 0, -1) if len(data) % size == 0]
         totals = [NEVER] * len(sizes)
         if _is_plain(data):
-            rows = [row.cpu().numpy() for row in data["input_ids"].unbind()]
-            counts = packed_tokens(rows, data["prompts"].offsets().diff().tolist(), sizes)
+            counts = packed_tokens(*_rows(data), sizes)
             totals = [int(count.sum()) if count.max() <= most else NEVER for count in counts]
         group = self.get_data_parallel_group()
         of_all, unshared = (torch.tensor(n).to(get_device_id()) for n in (totals, math.ceil(tokens / most)))
@@ -122,8 +122,7 @@ class SharedPrefixEngine:
         require_causal_attention(config.get_text_config())
         install_attention(config._attn_implementation)
         ids, positions = micro_batch["input_ids"], micro_batch["position_ids"]
-        rows = [row.cpu().numpy() for row in ids.unbind()]
-        packing = share(rows, micro_batch["prompts"].offsets().diff().tolist())
+        packing = share(*_rows(micro_batch))
         device = ids.values().device
         layout = Layout(packing, device)
         source, slots, labels, row_slot = (
@@ -182,6 +181,11 @@ class SharedPrefixEngine:
         if config.entropy_from_logits_with_chunking:
             return self.compute_entropy_from_logits(logits, chunk_size=config.entropy_from_logits_chunk_size)
         return self.compute_entropy_from_logits(logits)
+
+
+def _rows(batch: TensorDict) -> tuple[list[np.ndarray], list[int]]:
+    """(B,) token ids of prompt and response, int64 of their lengths, and (B,) tokens of the prompts."""
+    return [row.cpu().numpy() for row in batch["input_ids"].unbind()], batch["prompts"].offsets().diff().tolist()
 
 
 def _is_plain(micro_batch: TensorDict) -> bool:
