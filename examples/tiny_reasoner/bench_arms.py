@@ -26,9 +26,7 @@ class Arm:
     model: Callable[[Path], Path] | None = None
     """From the folder of the suite to the checkpoint to begin with, where it is not the tiny reasoner's."""
 
-    problem_steps: int = 20
-    questions: int = 192
-    max_response_length: int = 208
+    max_response_length: int = 128
 
 
 @dataclass(frozen=True)
@@ -38,25 +36,34 @@ class Suite:
     arms: Mapping[str, Arm]
     steps: int
     test_freq: int
-    val_questions: int
     seeds: tuple[int, ...]
     questions: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """What is asked → arms that answer it, for the tables of a suite with many: without RPO first, then with its
     defaults, then what is asked about."""
 
     @property
+    def baseline(self) -> str:
+        """The first arm."""
+        return next(iter(self.arms))
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether there are validations before the last step."""
+        return self.test_freq < self.steps
+
+    @property
     def donor(self) -> str | None:
         """The arm, the first one, with whose checkpoint others begin, if any do."""
-        return next(iter(self.arms)) if any(arm.cache is trained_answers for arm in self.arms.values()) else None
+        return self.baseline if any(arm.cache is trained_answers for arm in self.arms.values()) else None
 
     def of_length(self, steps: int) -> "Suite":
         """The same with another number of training steps, validated as often."""
         return replace(self, steps=steps, test_freq=max(1, round(self.test_freq * steps / self.steps)))
 
 
-def small(*overrides: str, cache: Cache | None = None, **knobs: str) -> Arm:
-    """RPO on shorter problems and fewer questions, so that many arms fit into an hour."""
-    return Arm(("+rpo=enabled", *overrides), knobs, cache, problem_steps=12, questions=64, max_response_length=128)
+def rpo(*overrides: str, cache: Cache | None = None, **knobs: str) -> Arm:
+    """GRPO with RPO, its defaults but for `overrides`."""
+    return Arm(("+rpo=enabled", *overrides), knobs, cache)
 
 
 def initial_answers(folder: Path, data: Path, seed: int) -> Path:
@@ -88,18 +95,10 @@ def _build(model: Path, folder: Path, data: Path, seed: int) -> Path:
     return out
 
 
-MAIN = {
-    "grpo": Arm(),
-    "rpo": Arm(("+rpo=enabled",)),
-    "rpo-shared": Arm(("+rpo=enabled", "rpo.loss.share_prefix=true")),
-    "dapo": Arm(tuple(ARMS["dapo"]["dapo"])),
-    "dapo-rpo": Arm(tuple(ARMS["dapo"]["rpo"])),
-}
 NEVER_FULL = "rpo.rollout.full_rollout_every=0"
-
-GRPO_SMALL = Arm(problem_steps=12, questions=64, max_response_length=128)
+GRPO = Arm()
 # Without RPO, what all others are held against, and whose checkpoint answers for `trained_answers`; and RPO's defaults.
-BASELINES = {"grpo": GRPO_SMALL, "rpo": small()}
+BASELINES = {"grpo": GRPO, "rpo": rpo()}
 
 
 def talking(arm: Arm) -> Arm:
@@ -121,89 +120,89 @@ CUTS_AT = {
 }
 ALPHAS = (0, 0.01, 0.1, 1)
 
-TALKING = {"talk-grpo": talking(GRPO_SMALL), "talk-rpo": talking(small())}
-WEAK = {"weak-grpo": weak(GRPO_SMALL), "weak-rpo": weak(small())}
+TALKING = {"talk-grpo": talking(GRPO), "talk-rpo": talking(rpo())}
+WEAK = {"weak-grpo": weak(GRPO), "weak-rpo": weak(rpo())}
 
 # What is asked → arms that answer it, beside two baselines.
 ABLATIONS = {
     "Where answers are cut (L), and the length-aware reward (alpha)": TALKING
     | {
-        f"talk-L{label}-alpha{alpha:g}": talking(small(cut, f"rpo.reward.alpha={alpha:g}"))
+        f"talk-L{label}-alpha{alpha:g}": talking(rpo(cut, f"rpo.reward.alpha={alpha:g}"))
         for label, cut in CUTS_AT.items()
         for alpha in ALPHAS
     },
     "Diversity without the length-aware reward": TALKING
     | {
-        "talk-unshaped": talking(small("rpo.reward.shaping=false")),
-        "talk-unshaped-full4": talking(small("rpo.reward.shaping=false", "rpo.rollout.full_rollout_every=4")),
-        "talk-unshaped-greedy0": talking(small("rpo.reward.shaping=false", "rpo.cache.greedy_prob=0")),
+        "talk-unshaped": talking(rpo("rpo.reward.shaping=false")),
+        "talk-unshaped-full4": talking(rpo("rpo.reward.shaping=false", "rpo.rollout.full_rollout_every=4")),
+        "talk-unshaped-greedy0": talking(rpo("rpo.reward.shaping=false", "rpo.cache.greedy_prob=0")),
     },
     "A policy too weak to fill the cache with anything right": WEAK
     | {
-        "weak-truth": weak(small(cache=true_answers)),
-        "weak-strong": weak(small(cache=trained_answers)),
+        "weak-truth": weak(rpo(cache=true_answers)),
+        "weak-strong": weak(rpo(cache=trained_answers)),
     },
     "Other ranges": BASELINES
     | {
-        **{f"L{tokens}": small(f"rpo.truncation.max_tokens={tokens}") for tokens in (6, 24)},
-        "tail": small("rpo.truncation.max_fraction=1.0", "rpo.truncation.distribution=log_uniform"),
+        **{f"L{tokens}": rpo(f"rpo.truncation.max_tokens={tokens}") for tokens in (6, 24)},
+        "tail": rpo("rpo.truncation.max_fraction=1.0", "rpo.truncation.distribution=log_uniform"),
     },
     "Which response the cache takes": BASELINES
-    | {f"greedy{prob:g}": small(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)},
+    | {f"greedy{prob:g}": rpo(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)},
     "What the cache begins with": BASELINES
     | {
-        "cache-built": small(cache=initial_answers),
-        "cache-truth": small(cache=true_answers),
-        "cache-strong": small(cache=trained_answers),
+        "cache-built": rpo(cache=initial_answers),
+        "cache-truth": rpo(cache=true_answers),
+        "cache-strong": rpo(cache=trained_answers),
     },
     "What the loss covers": BASELINES
     | {
-        "prefix-in-loss": small("rpo.loss.prefix_in_loss=true", BYPASS_OLD_LOG_PROB="false"),
-        "mean-over-suffix": small("rpo.loss.mean_over=suffix"),
+        "prefix-in-loss": rpo("rpo.loss.prefix_in_loss=true", BYPASS_OLD_LOG_PROB="false"),
+        "mean-over-suffix": rpo("rpo.loss.mean_over=suffix"),
     },
     "How many rollouts are full, by step and by group": BASELINES
     | {
-        "full-never": small(NEVER_FULL),
-        "full-steps0.05": small("rpo.rollout.full_rollout_every=20"),
-        "full-steps0.25": small("rpo.rollout.full_rollout_every=4"),
+        "full-never": rpo(NEVER_FULL),
+        "full-steps0.05": rpo("rpo.rollout.full_rollout_every=20"),
+        "full-steps0.25": rpo("rpo.rollout.full_rollout_every=4"),
         **{
-            f"full-groups{share:g}": small(NEVER_FULL, f"rpo.rollout.full_rollout_prob={share:g}")
+            f"full-groups{share:g}": rpo(NEVER_FULL, f"rpo.rollout.full_rollout_prob={share:g}")
             for share in (0.05, 0.1, 0.25)
         },
     },
     "Size of groups and batches": BASELINES
     | {
-        "G4": small(GROUP_SIZE="4"),
-        "G16": small(GROUP_SIZE="16"),
-        "batch4": small(QUESTIONS_PER_STEP="4"),
+        "G4": rpo(GROUP_SIZE="4"),
+        "G16": rpo(GROUP_SIZE="16"),
+        "batch4": rpo(QUESTIONS_PER_STEP="4"),
     },
-    "Looking at the replay buffer as seldom as veRL": BASELINES | {"poll-2s": small("rpo.rollout.poll_interval_s=2")},
+    "Looking at the replay buffer as seldom as veRL": BASELINES | {"poll-2s": rpo("rpo.rollout.poll_interval_s=2")},
 }
 
 ADAPTIVE = "rpo.truncation.adaptive=true"
 
-# Where to cut, with seeds: fixed ranges and mixes of them with full rollouts, and cuts that follow the policy.
-CUTS = {
+# With seeds: GRPO and DAPO with and without RPO; and where to cut, by fixed ranges, by mixes with full rollouts,
+# and by cuts that follow the policy.
+MAIN = {
     **BASELINES,
-    "L0.1-full4": small("rpo.rollout.full_rollout_every=4"),
-    "L0.5": small("rpo.truncation.max_fraction=0.5"),
-    "L1": small("rpo.truncation.max_fraction=1.0"),
-    "L0.5-full4": small("rpo.truncation.max_fraction=0.5", "rpo.rollout.full_rollout_every=4"),
-    "adaptive": small(ADAPTIVE),
-    "adaptive-never-full": small(ADAPTIVE, NEVER_FULL),
-    "adaptive0.8": small(ADAPTIVE, "rpo.truncation.target_success=0.8"),
+    "dapo": Arm(tuple(ARMS["dapo"]["dapo"])),
+    "dapo-rpo": Arm(tuple(ARMS["dapo"]["rpo"])),
+    "L0.1-full4": rpo("rpo.rollout.full_rollout_every=4"),
+    "L0.5": rpo("rpo.truncation.max_fraction=0.5"),
+    "L1": rpo("rpo.truncation.max_fraction=1.0"),
+    "adaptive": rpo(ADAPTIVE),
+    "adaptive0.8": rpo(ADAPTIVE, "rpo.truncation.target_success=0.8"),
+    "shared": rpo("rpo.loss.share_prefix=true"),
 }
 
 SUITES = {
-    "main": Suite(MAIN, steps=40, test_freq=10, val_questions=64, seeds=(1, 2, 3)),
+    "main": Suite(MAIN, steps=32, test_freq=8, seeds=(1, 2, 3)),
     "ablations": Suite(
         # The baselines of most questions first: others begin with the checkpoint of the very first.
         BASELINES | {name: arm for arms in ABLATIONS.values() for name, arm in arms.items()},
-        steps=40,
-        test_freq=40,
-        val_questions=96,
+        steps=32,
+        test_freq=32,
         seeds=(1,),
         questions={question: tuple(arms) for question, arms in ABLATIONS.items()},
     ),
-    "cuts": Suite(CUTS, steps=40, test_freq=10, val_questions=96, seeds=(1, 2, 3)),
 }

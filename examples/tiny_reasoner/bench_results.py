@@ -147,13 +147,16 @@ def time_rows(results: Mapping[str, Any]) -> list[list[str]]:
 def provenance(results: Mapping[str, Any]) -> str:
     """One sentence: command, length, machine, versions, commits."""
     settings, machine = results["settings"], results["machine"]
-    commits = sorted({run["commit"] for by_seed in results["runs"].values() for run in by_seed.values()})
+    runs = [run for by_seed in results["runs"].values() for run in by_seed.values()]
+    commits, processors = (sorted({run[key] for run in runs}) for key in ("commit", "processor"))
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
-        f"`python examples/tiny_reasoner/bench.py --suite {results['suite']}`: {settings['steps']} steps, "
+        f"`python examples/tiny_reasoner/bench.py --suite {results['suite']}`: problems of {settings['problem_steps']} "
+        f"operations, {settings['questions']} questions, {settings['steps']} training steps, "
         f"validated every {settings['test_freq']} on {settings['val_questions']} questions, "
         f"{settings['samples']} answers to each; "
-        f"{machine['cores']} cores of {machine['processor']}, Python {machine['python']}, {versions}; "
+        f"a run a core, {machine['cores']} cores of {' and '.join(processors)}, Python {machine['python']}, "
+        f"{versions}; "
         f"commit {', '.join(commits)}."
     )
 

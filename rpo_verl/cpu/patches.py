@@ -4,9 +4,12 @@
 Each docstring names the upstream behaviour, why it fails here, and when the patch can go.
 """
 
+import functools
 import importlib.metadata
 import os
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import wrapt
 
@@ -32,6 +35,48 @@ def leave_the_reference_unpinned() -> None:
         engine.CPUOffloadPolicy = lambda pin_memory=True: policy(pin_memory=False)
 
     wrapt.register_post_import_hook(unpin, "verl.workers.engine.fsdp.transformer_impl")
+
+
+def tell_trainings_on_one_machine_apart() -> None:
+    """Name the socket through which vLLM gets its weights after the Ray node, not after the Ray job alone.
+
+    veRL sends weights over `/tmp/rl-colocate-zmq-JOB-…`, and every training that starts a Ray of its own is that Ray's
+    first job, `01000000`. Two of them on one machine take each other's weights, or wait for ever. On a GPU memory
+    handles are sent that way too; here it is how a newcomer runs the demo beside the tests. Goes when veRL's name holds
+    the Ray session.
+    """
+
+    import ray
+
+    def on_this_node(job: str) -> str:
+        # The path of a socket may have about 100 characters.
+        return f"{job}-{ray.get_runtime_context().get_node_id()[:16]}"
+
+    def then(cls: type, rename: Callable[[Any], None]) -> None:
+        original = cls.__init__
+
+        # A plain function, because Ray puts another constructor in the place of anything else.
+        @functools.wraps(original)
+        def __init__(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            rename(self)
+
+        cls.__init__ = __init__
+
+    def rename_in_server(server: Any) -> None:
+        os.environ["VERL_RAY_JOB_ID"] = on_this_node(os.environ["VERL_RAY_JOB_ID"])
+
+    def rename_in_trainer(adapter: Any) -> None:
+        job = ray.get_runtime_context().get_job_id()
+        adapter.zmq_handle = adapter.zmq_handle.replace(job, on_this_node(job))
+
+    package = "verl.workers.rollout.vllm_rollout"
+    wrapt.register_post_import_hook(
+        lambda module: then(module.vLLMHttpServer, rename_in_server), f"{package}.vllm_async_server"
+    )
+    wrapt.register_post_import_hook(
+        lambda module: then(module.ServerAdapter, rename_in_trainer), f"{package}.vllm_rollout"
+    )
 
 
 def default_process_group_to_gloo() -> None:
@@ -120,6 +165,7 @@ def apply_to_verl() -> None:
     """All that a process importing veRL needs; called by `rpo_verl.plugin` under `VERL_PLATFORM=cpu`."""
     use_the_cuda_fsdp_engine()
     leave_the_reference_unpinned()
+    tell_trainings_on_one_machine_apart()
     default_process_group_to_gloo()
     answer_for_the_vllm_distribution()
 
