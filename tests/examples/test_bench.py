@@ -1,7 +1,9 @@
 """The benchmark's arithmetic: from what a run left behind to its tables."""
 
 import json
+import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,13 +34,14 @@ def run(*accuracy, seconds=100.0, tokens=1000, **parts):
         "answer_tokens": 100.0,
         "groups_without_signal": None,
         "commit": "abc123",
+        "processor": "some processor",
     }
 
 
 #: What stands in a file of results beside its runs.
 WRITTEN = {
     "suite": "main",
-    "settings": {"steps": 20, "test_freq": 10, "val_questions": 64, "samples": 8},
+    "settings": bench.settings_of(arms.SUITES["main"].of_length(20)),
     "machine": bench.machine(),
 }
 
@@ -122,7 +125,7 @@ def test_tables(tmp_path):
     results |= WRITTEN
     page = results_of.page(results)
     assert page.count("| grpo |") == 2
-    assert "--suite main`: 20 steps, validated every 10 on 64 questions, 8 answers to each;" in page
+    assert "64 questions, 20 training steps, validated every 5 on 48 questions, 8 answers to each;" in page
     assert page.endswith("; commit abc123.\n")
     results_of.plot_curves(results, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
@@ -154,8 +157,8 @@ def test_batches_and_steps_have_to_agree(tmp_path):
 
 
 def test_every_seed_begins_with_another_arm():
-    cuts, ablations = arms.SUITES["cuts"], arms.SUITES["ablations"]
-    assert bench.in_turns(["grpo", "rpo", "L1"], [1, 2], cuts) == [
+    main, ablations = arms.SUITES["main"], arms.SUITES["ablations"]
+    assert bench.in_turns(["grpo", "rpo", "L1"], [1, 2], main) == [
         ("grpo", 1), ("rpo", 1), ("L1", 1), ("rpo", 2), ("L1", 2), ("grpo", 2)
     ]  # fmt: skip
     # Unless others begin with what the first has made.
@@ -176,7 +179,7 @@ def leave_behind(folder, *, rpo):
         data |= {"rpo/tokens/generated_total": 24, "rpo/left_out/generated_total": 0} | no_signal
     accuracy = "val-core/tiny_reasoner/acc/mean@8"
     lines = [
-        {"step": 0, "data": {accuracy: 0.5}},
+        *([] if rpo else [{"step": 0, "data": {accuracy: 0.5}}]),
         {"step": 1, "data": data},
         {"step": 2, "data": data | {accuracy: 0.75}},
     ]
@@ -189,15 +192,15 @@ def leave_behind(folder, *, rpo):
     (folder / "validation" / "2.jsonl").write_text(
         "".join(json.dumps(dict(zip(("input", "output", "acc"), answer, strict=True))) + "\n" for answer in answers)
     )
-    (folder / "finished.json").write_text(json.dumps({"commit": "abc123"}))
+    (folder / "finished.json").write_text(json.dumps({"commit": "abc123", "processor": "some processor"}))
 
 
 def test_results_are_of_all_finished_runs(tmp_path):
-    suite = arms.SUITES["cuts"]
+    suite = arms.SUITES["main"]
     for folder in ("grpo-seed1", "grpo-seed10", "grpo-seed2", "rpo-seed1", "unknown-seed1"):
         leave_behind(tmp_path / folder, rpo=folder.startswith("rpo"))
     (tmp_path / "L1-seed1").mkdir()  # not finished
-    runs = bench.finished(suite, tmp_path)
+    runs = bench.finished(suite, tmp_path, {})
     assert {arm: list(by_seed) for arm, by_seed in runs.items()} == {"grpo": ["1", "2", "10"], "rpo": ["1"]}
     assert runs["grpo"]["1"] == {
         "curve": [{"step": 0, "seconds": 0.0, "tokens": 0, "accuracy": 0.5},
@@ -215,11 +218,58 @@ def test_results_are_of_all_finished_runs(tmp_path):
         "prefixed_groups": 0,
         "groups_without_signal": None,
         "commit": "abc123",
+        "processor": "some processor",
     }  # fmt: skip
     assert runs["rpo"]["1"]["generated_tokens_per_sample"] == 6
     assert runs["rpo"]["1"]["groups_without_signal"] == {"before": 0.5, "after": 0.25}
-    bench.write_results("cuts", suite, tmp_path)
+    # All arms begin with the same policy, which only the first one's run validates.
+    assert [point["step"] for point in runs["rpo"]["1"]["curve"]] == [0, 2]
+    assert runs["rpo"]["1"]["curve"][0] == runs["grpo"]["1"]["curve"][0]
+    bench.write_results("main", suite, tmp_path, {})
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["curves.png", "results.json", "results.md"]
+
+    # On another machine it goes on from these.
+    earlier = json.loads((tmp_path / "results.json").read_text())
+    leave_behind(tmp_path / "elsewhere" / "rpo-seed2", rpo=True)
+    both = bench.finished(suite, tmp_path / "elsewhere", earlier)
+    assert {arm: list(by_seed) for arm, by_seed in both.items()} == {"grpo": ["1", "2", "10"], "rpo": ["1", "2"]}
+    assert both["grpo"] == runs["grpo"] and both["rpo"]["1"] == runs["rpo"]["1"]
+    assert both["rpo"]["2"]["curve"] == runs["rpo"]["1"]["curve"]
+
+
+def test_lanes_share_the_cores(monkeypatch):
+    began, meeting = [], threading.Barrier(2)
+
+    def run(name, suite, seed, out):
+        meeting.wait(60)  # both lanes are at work at a time
+        began.append((name, frozenset(os.sched_getaffinity(0))))
+
+    monkeypatch.setattr(bench, "run", run)
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("one core")
+    finished = []
+    jobs = [(name, 1) for name in "abcd"]
+    bench.run_in_lanes(jobs, arms.SUITES["main"], Path(), 2, lambda: finished.append(len(began)))
+    assert sorted(name for name, _ in began) == list("abcd")
+    first, second = {share for _, share in began}
+    assert not first & second and first | second == cores
+    assert len(finished) == 4
+    assert os.sched_getaffinity(0) == cores, "that of the caller"
+
+
+def test_a_failing_run_ends_the_bench_and_lets_others_finish(monkeypatch):
+    began = []
+
+    def run(name, suite, seed, out):
+        began.append(name)
+        if name == "bad":
+            raise SystemExit("[bad] veRL ended with status 1")
+
+    monkeypatch.setattr(bench, "run", run)
+    with pytest.raises(SystemExit, match="bad"):
+        bench.run_in_lanes([("good", 1), ("bad", 1), ("x", 1)], arms.SUITES["main"], Path(), 1, lambda: None)
+    assert began[:2] == ["good", "bad"]
 
 
 def test_waiting_is_from_the_last_group_of_the_batch_to_its_taking(tmp_path):
