@@ -26,6 +26,11 @@ class TruncationConfig:
     """How `m` is drawn: `uniform` (paper), or `log_uniform`, whose density falls as 1/m: mostly short suffixes, with a
     tail to `L`."""
 
+    draw_per: str = "question"
+    """Whose draw `m` is: each `question` has its own (paper), or all questions of a `step` are cut at the same share of
+    their range. A step lasts as long as its longest suffix: with its own draw a batch of many questions has nearly
+    always one of about `L` tokens, with a shared one it is half of that on average."""
+
     max_prefix_tokens: int | None = None
     """Prefix budget in tokens: a longer prefix is cut to it. Null: whatever `m` leaves."""
 
@@ -198,6 +203,7 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
          f"null or at least 1 and below data.max_response_length = {longest}, so that a suffix fits"),
         ("truncation.distribution", truncation.distribution, ("uniform", "log_uniform").__contains__,
          "uniform or log_uniform"),
+        ("truncation.draw_per", truncation.draw_per, ("question", "step").__contains__, "question or step"),
         ("truncation.target_success", truncation.target_success, lambda v: 0 < v < 1, "between 0 and 1"),
         ("truncation.easy_above", truncation.easy_above, lambda v: truncation.target_success < v <= 1,
          f"above truncation.target_success = {truncation.target_success} and at most 1"),

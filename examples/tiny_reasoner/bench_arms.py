@@ -95,6 +95,7 @@ def _build(model: Path, folder: Path, data: Path, seed: int) -> Path:
     return out
 
 
+WHOLE = "rpo.truncation.max_fraction=1.0"
 NEVER_FULL = "rpo.rollout.full_rollout_every=0"
 GRPO = Arm()
 # Without RPO, what all others are held against, and whose checkpoint answers for `trained_answers`; and RPO's defaults.
@@ -145,7 +146,7 @@ ABLATIONS = {
     "Other ranges": BASELINES
     | {
         **{f"L{tokens}": rpo(f"rpo.truncation.max_tokens={tokens}") for tokens in (6, 24)},
-        "tail": rpo("rpo.truncation.max_fraction=1.0", "rpo.truncation.distribution=log_uniform"),
+        "tail": rpo(WHOLE, "rpo.truncation.distribution=log_uniform"),
     },
     "Which response the cache takes": BASELINES
     | {f"greedy{prob:g}": rpo(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)},
@@ -189,7 +190,8 @@ MAIN = {
     "dapo-rpo": Arm(tuple(ARMS["dapo"]["rpo"])),
     "L0.1-full4": rpo("rpo.rollout.full_rollout_every=4"),
     "L0.5": rpo("rpo.truncation.max_fraction=0.5"),
-    "L1": rpo("rpo.truncation.max_fraction=1.0"),
+    "L1": rpo(WHOLE),
+    "L1-step": rpo(WHOLE, "rpo.truncation.draw_per=step"),
     "adaptive": rpo(ADAPTIVE),
     "adaptive0.8": rpo(ADAPTIVE, "rpo.truncation.target_success=0.8"),
     "shared": rpo("rpo.loss.share_prefix=true"),

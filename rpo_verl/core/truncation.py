@@ -6,26 +6,30 @@ from rpo_verl.config import TruncationConfig
 from rpo_verl.core import draws
 
 
-def draw_dropped(length: int, config: TruncationConfig, *key: int | bytes) -> int:
+def draw_dropped(length: int, config: TruncationConfig, seed: int, step: int, question: bytes) -> int:
     """Draw `m` from {min_tokens, …, L}, uniformly (paper, section 3; `min_tokens` is 0 there) or with a tail.
 
     Log-uniform, `m` is the integer part of `exp(x)`, x uniform between the logarithms of `min_tokens` (at least 1) and
-    `L + 1`.
+    `L + 1`. With `draw_per=step` all questions of a step share the random number, each with its own `L`.
 
     Args:
         length: tokens of the cached answer, at least 0.
         config: where `L` comes from.
-        key: what the draw is a function of: seed, step, question.
+        seed: this and what follows is what the draw is a function of.
+        step: the training step.
+        question: its key.
 
     Returns:
         `m` in tokens; `m >= length` stands for a full rollout.
     """
     most = config.max_tokens if config.max_tokens is not None else math.ceil(config.max_fraction * length)
     most = max(config.min_tokens, most)
+    own = [question] if config.draw_per == "question" else []
+    share = draws.uniform(seed, step, *own, "truncation")
     if config.distribution == "log_uniform":
         low = max(1, config.min_tokens)
-        return min(most, int(low * ((most + 1) / low) ** draws.uniform(*key, "truncation")))
-    return draws.integer(config.min_tokens, most, *key, "truncation")
+        return min(most, int(low * ((most + 1) / low) ** share))
+    return min(most, config.min_tokens + int((most - config.min_tokens + 1) * share))
 
 
 def adapted_dropped(length: int, rate: float, mean_rate: float, config: TruncationConfig, *step_key: int) -> int:

@@ -42,6 +42,22 @@ def test_m_with_a_tail():
     assert set(draws_of(40, TruncationConfig(max_tokens=9, min_tokens=9, distribution="log_uniform"))) == {9}
 
 
+@pytest.mark.parametrize("distribution", ["uniform", "log_uniform"])
+def test_questions_of_a_step_may_share_their_draw(distribution):
+    config = TruncationConfig(max_fraction=1.0, distribution=distribution, draw_per="step")
+    own = TruncationConfig(max_fraction=1.0, distribution=distribution)
+    assert len({draw_dropped(100, config, 0, 7, b"%d" % question) for question in range(50)}) == 1
+    assert len({draw_dropped(100, own, 0, 7, b"%d" % question) for question in range(50)}) > 10
+    # Over steps it is the same distribution, and a longer answer is cut at the same share of it.
+    assert set(draws_of(4, config)) == {1, 2, 3, 4}
+    shared, drawn = (sum(draws_of(100, which).elements()) / 4000 for which in (config, own))
+    assert shared == pytest.approx(drawn, rel=0.05)
+    for step in range(20):
+        short, long = (draw_dropped(length, config, 0, step, b"q") for length in (100, 1000))
+        if distribution == "uniform":
+            assert abs(long - 10 * short) <= 10
+
+
 @pytest.mark.parametrize("length", [0, 1, 2])
 def test_very_short_answers_are_dropped_whole(length):
     config = TruncationConfig(max_fraction=0.5)
