@@ -50,26 +50,34 @@ def has_curves(results: Mapping[str, Any]) -> bool:
 
 
 def accuracy_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """What every arm reaches and what it costs, one arm a row, head first."""
+    """What every arm reaches and what it costs, one arm a row, head first.
+
+    Means over seeds, least and largest in brackets. The last two columns say where an arm reaches the accuracy with
+    which the first one ended on the same seed, that is on the same questions.
+    """
     runs = results["runs"]
     baseline = next(iter(runs))
-    target = fmean(run["curve"][-1]["accuracy"] for run in runs[baseline].values())
-    reaching: dict[str, tuple[Callable[[Record], float | None], str]] = {
-        f"s to {target:.3f}": (lambda run: reached(run, target, "seconds"), "{:.0f}"),
-        f"tokens to {target:.3f}": (lambda run: reached(run, target, "tokens"), "{:,.0f}"),
+    targets = {seed: run["curve"][-1]["accuracy"] for seed, run in runs[baseline].items()}
+    reaching: dict[str, tuple[Callable[[Record, float], float | None], str]] = {
+        f"s to {baseline}'s end": (lambda run, target: reached(run, target, "seconds"), "{:.0f}"),
+        f"tokens to {baseline}'s end": (lambda run, target: reached(run, target, "tokens"), "{:,.0f}"),
     }
-    columns: dict[str, tuple[Callable[[Record], float | None], str]] = {
-        "pass@1": (lambda run: run["pass_at_k"]["1"], "{:.3f}"),
-        "pass@8": (lambda run: run["pass_at_k"]["8"], "{:.3f}"),
-        "training, s": (lambda run: run["train_s"], "{:.0f}"),
-        "tokens": (lambda run: run["generated_tokens"], "{:,.0f}"),
-        "… a sample": (lambda run: run["generated_tokens_per_sample"], "{:.1f}"),
+    columns: dict[str, tuple[Callable[[Record, float], float | None], str]] = {
+        "pass@1": (lambda run, _: run["pass_at_k"]["1"], "{:.3f}"),
+        "pass@8": (lambda run, _: run["pass_at_k"]["8"], "{:.3f}"),
+        "training, s": (lambda run, _: run["train_s"], "{:.0f}"),
+        "tokens": (lambda run, _: run["generated_tokens"], "{:,.0f}"),
+        "… a sample": (lambda run, _: run["generated_tokens_per_sample"], "{:.1f}"),
         **(reaching if has_curves(results) else {}),
     }
     rows = [["arm", "seeds", *columns]]
     for arm, by_seed in runs.items():
-        cells = (spread([of(run) for run in by_seed.values()], form) for of, form in columns.values())
-        rows.append([arm, str(len(by_seed)), *cells])
+        compared = [(run, targets[seed]) for seed, run in by_seed.items() if seed in targets]
+        cells = (
+            spread([of(*pair) for pair in compared], form, "–" if not compared else "never")
+            for of, form in columns.values()
+        )
+        rows.append([arm, str(len(compared)), *cells])
     return rows
 
 

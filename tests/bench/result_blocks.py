@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import bench_results
 import contamination
 import summary
 import tables
@@ -48,6 +49,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo": lambda: markdown(summary.rows(result("demo"), summary.HEADLINES)),
     "demo-dapo": lambda: markdown(summary.rows(result("demo-dapo"), summary.HEADLINES)),
     "pass-at-k": lambda: markdown(pass_at_k_rows(result("pass-at-k"))),
+    "bench": lambda: markdown(bench_results.accuracy_rows(result("bench-main"))),
+    "bench-time": lambda: markdown(bench_results.time_rows(result("bench-main"))),
+    "bench-source": lambda: bench_results.provenance(result("bench-main")) + "\n",
     "contamination": lambda: markdown(
         contamination.rows({row: result(call)[arm] for row, (call, arm) in CONTAMINATED.items()})
     ),

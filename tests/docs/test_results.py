@@ -3,7 +3,7 @@
 import pytest
 from conftest import ROOT, load_script
 
-for script in ("contamination", "summary"):  # which the tables are made with
+for script in ("bench_results", "contamination", "summary"):  # which the tables are made with
     load_script(script)
 results = load_script("result_blocks", ROOT / "tests" / "bench")
 PLACES = [(page, place) for page in results.PAGES for place in results.PLACE.finditer(page.read_text())]

@@ -116,11 +116,11 @@ def test_tables(tmp_path):
         },
     }
     head, grpo, rpo = results_of.accuracy_rows(results)
-    # GRPO's final validation accuracy, mean over its seeds.
-    assert head[-2:] == ["s to 0.850", "tokens to 0.850"]
+    # GRPO's final validation accuracy on the same seed.
+    assert head[-2:] == ["s to grpo's end", "tokens to grpo's end"]
     assert grpo[:3] == ["grpo", "2", "0.850 [0.800, 0.900]"]
-    assert grpo[-2:] == ["175 in 1 of 2", "1,750 in 1 of 2"]
-    assert rpo[-2:] == ["75", "600"]
+    assert grpo[-2:] == ["200 [200, 200]", "2,000 [2,000, 2,000]"]
+    assert rpo[-2:] == ["50", "400"]
     assert results_of.time_rows(results)[1:] == [["grpo", "2.50", "2.000", "0.500"], ["rpo", "1.50", "1.000", "0.500"]]
     results |= WRITTEN
     page = results_of.page(results)
