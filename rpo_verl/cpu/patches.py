@@ -38,14 +38,12 @@ def leave_the_reference_unpinned() -> None:
 
 
 def tell_trainings_on_one_machine_apart() -> None:
-    """Name the socket through which vLLM gets its weights after the Ray node, not after the Ray job alone.
+    """Name the socket through which vLLM gets its weights after the Ray node too.
 
-    veRL sends weights over `/tmp/rl-colocate-zmq-JOB-…`, and every training that starts a Ray of its own is that Ray's
-    first job, `01000000`. Two of them on one machine take each other's weights, or wait for ever. On a GPU memory
-    handles are sent that way too; here it is how a newcomer runs the demo beside the tests. Goes when veRL's name holds
-    the Ray session.
+    veRL sends weights over `/tmp/rl-colocate-zmq-JOB-…`, where `JOB` is Ray's number. Every training that starts a Ray
+    of its own is that Ray's first job, so two of them on one machine take each other's weights, or both wait for ever.
+    (Of machines with GPUs, one Ray usually has the whole, and numbers its jobs.) Goes when veRL's name tells Rays apart.
     """
-
     import ray
 
     def on_this_node(job: str) -> str:
