@@ -42,7 +42,7 @@ def tell_trainings_on_one_machine_apart() -> None:
 
     veRL sends weights over `/tmp/rl-colocate-zmq-JOB-…`, where `JOB` is Ray's number. Every training that starts a Ray
     of its own is that Ray's first job, so two of them on one machine take each other's weights, or both wait for ever.
-    (Of machines with GPUs, one Ray usually has the whole, and numbers its jobs.) Goes when veRL's name tells Rays apart.
+    A machine with GPUs usually has one Ray, which numbers its jobs. Goes when veRL's name tells Rays apart.
     """
     import ray
 
