@@ -3,6 +3,8 @@
 import pytest
 from conftest import ROOT, load_script
 
+from rpo_verl.integration.contract import UPSTREAM_NAMES
+
 for script in ("bench_results", "contamination", "summary"):  # which the tables are made with
     load_script(script)
 results = load_script("result_blocks", ROOT / "tests" / "bench")
@@ -22,6 +24,11 @@ def test_every_block_has_its_place():
 def prose(page):
     """The page as one line."""
     return " ".join((ROOT / page).read_text().split())
+
+
+def test_number_of_upstream_names():
+    names = len(UPSTREAM_NAMES)
+    assert f"verl 0.9.0: {names - 1} of {names} upstream names as expected" in prose("docs/upgrading-verl.md")
 
 
 def test_figures_of_pass_at_k():
