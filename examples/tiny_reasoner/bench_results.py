@@ -81,6 +81,40 @@ def accuracy_rows(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+#: Each algorithm without RPO and with it.
+PAIRS = (("grpo", "rpo"), ("dapo", "dapo-rpo"))
+
+
+def headline_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """GRPO and DAPO beside the same with RPO, head first: means over seeds, in brackets shares of what it is without.
+
+    The difference in pass@1 is taken seed by seed, on the same questions: mean, least and largest.
+    """
+    pairs = [pair for pair in PAIRS if all(arm in results["runs"] for arm in pair)]
+    rows = [["means over seeds", *(arm for pair in pairs for arm in pair)]]
+    shown: dict[str, tuple[Callable[[Record], float], str, bool]] = {
+        "pass@1 after": (lambda run: run["pass_at_k"]["1"], "{:.3f}", False),
+        "pass@8 after": (lambda run: run["pass_at_k"]["8"], "{:.3f}", False),
+        "generated tokens": (lambda run: run["generated_tokens"], "{:,.0f}", True),
+        "… per sample": (lambda run: run["generated_tokens_per_sample"], "{:.1f}", True),
+        "training time, s": (lambda run: run["train_s"], "{:.0f}", True),
+    }
+    for label, (of, form, with_share) in shown.items():
+        row = [label]
+        for pair in pairs:
+            without, with_rpo = (fmean(map(of, results["runs"][arm].values())) for arm in pair)
+            share = f" ({with_rpo / without:.0%})" if with_share else ""
+            row += [form.format(without), form.format(with_rpo) + share]
+        rows.append(row)
+    gains = ["pass@1 against without RPO, points"]
+    for pair in pairs:
+        without, with_rpo = (results["runs"][arm] for arm in pair)
+        points = [100 * (with_rpo[seed]["pass_at_k"]["1"] - without[seed]["pass_at_k"]["1"])
+                  for seed in with_rpo if seed in without]  # fmt: skip
+        gains += ["", spread(points, "{:+.1f}")]
+    return [*rows, gains]
+
+
 def question_rows(results: Mapping[str, Any], question: str) -> list[list[str]]:
     """The arms that answer a question, one a row, head first; tokens and time are shares of those of the first."""
     runs = results["runs"]

@@ -50,6 +50,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo-dapo": lambda: markdown(summary.rows(result("demo-dapo"), summary.HEADLINES)),
     "pass-at-k": lambda: markdown(pass_at_k_rows(result("pass-at-k"))),
     "bench": lambda: markdown(bench_results.accuracy_rows(result("bench-main"))),
+    "bench-headlines": lambda: markdown(bench_results.headline_rows(result("bench-main"))),
     "bench-time": lambda: markdown(bench_results.time_rows(result("bench-main"))),
     "bench-source": lambda: bench_results.provenance(result("bench-main")) + "\n",
     "contamination": lambda: markdown(

@@ -131,6 +131,20 @@ def test_tables(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+def test_with_and_without_rpo_side_by_side():
+    runs = {
+        "grpo": {"1": run(0.5, 0.8), "2": run(0.5, 0.7)},
+        "rpo": {"1": run(0.5, 0.75, seconds=50.0, tokens=100), "2": run(0.5, 0.8, seconds=50.0, tokens=300)},
+        "L1": {"1": run(0.5, 0.9)},
+    }
+    rows = results_of.headline_rows({"runs": runs})
+    assert rows[0] == ["means over seeds", "grpo", "rpo"]  # no DAPO there
+    assert rows[1] == ["pass@1 after", "0.750", "0.775"]
+    assert rows[3] == ["generated tokens", "1,000", "200 (20%)"]
+    assert rows[5] == ["training time, s", "100", "50 (50%)"]
+    assert rows[6] == ["pass@1 against without RPO, points", "", "+2.5 [-5.0, +10.0]"]
+
+
 def test_parts_of_a_step(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     timed = {
