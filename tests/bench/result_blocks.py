@@ -19,7 +19,8 @@ from rpo_verl.evaluation.compare import comparison_rows
 from rpo_verl.evaluation.summary import markdown
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+TINY = ROOT / "examples" / "tiny_reasoner"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), TINY / "README.md")
 #: A marker, and the table or paragraph behind it.
 PLACE = re.compile(r"<!-- results: (?P<name>\S+) -->\n\n(?P<block>(?:.+\n)*)")
 #: Arm → the call that made it and its name then, when answers were dropped after two failures by default.
@@ -44,8 +45,18 @@ def pass_at_k_rows(found: Mapping[str, Any]) -> list[list[str]]:
     return comparison_rows(found["evaluations"], found["differences"], found["baseline"])
 
 
+def pretrained_rows() -> list[list[str]]:
+    """Head first: how often the tiny reasoner's checkpoint is right, by the end of its own log."""
+    levels = json.loads((TINY / "checkpoint" / "pretrain_log.jsonl").read_text().splitlines()[-1])["levels"]
+    rows = [["difficulty", "problems", "sampled, temperature 1.0", "greedy"]]
+    for level, found in levels.items():
+        rows.append([level, f"{found['problems']:,}", f"{found['sampled']:.1%}", f"{found['greedy']:.1%}"])
+    return rows
+
+
 #: Name → what is to stand there.
 BLOCKS: dict[str, Callable[[], str]] = {
+    "tiny-reasoner": lambda: markdown(pretrained_rows()),
     "demo": lambda: markdown(summary.rows(result("demo"), summary.HEADLINES)),
     "demo-dapo": lambda: markdown(summary.rows(result("demo-dapo"), summary.HEADLINES)),
     "pass-at-k": lambda: markdown(pass_at_k_rows(result("pass-at-k"))),
