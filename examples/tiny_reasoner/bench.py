@@ -6,8 +6,8 @@ Every run trains one arm with one seed through veRL's own command line; its vali
 several times. As many runs as there are cores go on at a time, each on a core of its own. Seeds are the outer loop and
 every seed begins with another arm, so that slow hours hit all alike; the first arm always comes first where others
 begin with its checkpoint. What is finished is kept: called again, it goes on with the next run, on another machine with
-`--continue-from` and the results.json so far. After every run results.json, results.md and curves.png are written anew
-from what all finished runs left behind, those of earlier calls too.
+`--continue-from` and the results.json so far. After every run results.json, results.md and, of a suite with few arms,
+curves.png are written anew from what all finished runs left behind, those of earlier calls too.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from statistics import fmean, median
 from typing import Any
 
 from bench_arms import SUITES, Arm, Suite
-from bench_results import has_curves, page, plot_curves
+from bench_results import page, plot_curves
 from demo import GROUP_SIZE, HERE, train
 from pass_at_k import SAVE, claim
 from summary import Step, read_metrics
@@ -162,8 +162,8 @@ def run(name: str, suite: Suite, seed: int, out: Path) -> None:
     overrides = [
         f"actor_rollout_ref.rollout.val_kwargs.n={SAMPLES}",
         f"trainer.validation_data_dir={(folder / 'validation').resolve()}",
-        # All arms of a curve begin with the same policy, so the first one's validation is that of all.
-        f"trainer.val_before_train={suite.has_curves and name == suite.baseline}",
+        # Arms that begin with the same policy share the first one's validation of it.
+        f"trainer.val_before_train={name == suite.baseline}",
         *arm.overrides,
     ]
     # If one, then all, because saving is part of veRL's step.
@@ -242,9 +242,9 @@ def finished(suite: Suite, out: Path, earlier: Mapping[str, Any]) -> dict[str, d
         if found:
             runs[name] = {seed: found[seed] for seed in sorted(found, key=int)}
     beginnings = {seed: found["curve"][0] for seed, found in runs.get(suite.baseline, {}).items()}
-    for by_seed in runs.values():
-        for seed, found in by_seed.items():
-            if suite.has_curves and found["curve"][0]["step"] > 0 and seed in beginnings:
+    for name in (name for name in runs if suite.arms[name].model is None):
+        for seed, found in runs[name].items():
+            if found["curve"][0]["step"] > 0 and seed in beginnings:
                 found["curve"].insert(0, beginnings[seed])
     return runs
 
@@ -258,7 +258,7 @@ def settings_of(suite: Suite) -> dict[str, int]:
 
 
 def write_results(name: str, suite: Suite, out: Path, earlier: Mapping[str, Any]) -> None:
-    """results.json, results.md and, where there are curves, curves.png of all finished runs."""
+    """results.json, results.md and, where arms are few, curves.png of all finished runs."""
     runs = finished(suite, out, earlier)
     results = {
         "suite": name,
@@ -270,7 +270,7 @@ def write_results(name: str, suite: Suite, out: Path, earlier: Mapping[str, Any]
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (out / "results.md").write_text(page(results))
-    if has_curves(results):
+    if not suite.questions:
         plot_curves(results, out / "curves.png")
 
 

@@ -1,13 +1,12 @@
 """What bench.py compares: suites of arms, each a set of overrides of the same command."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from contamination import write_store
 from demo import ARMS, HERE
+from pass_at_k import run
 from policies import talkative, weakened
 
 Cache = Callable[[Path, Path, int], Path]
@@ -47,11 +46,6 @@ class Suite:
         return next(iter(self.arms))
 
     @property
-    def has_curves(self) -> bool:
-        """Whether there are validations before the last step."""
-        return self.test_freq < self.steps
-
-    @property
     def donor(self) -> str | None:
         """The arm, the first one, with whose checkpoint others begin, if any do."""
         return self.baseline if any(arm.cache is trained_answers for arm in self.arms.values()) else None
@@ -87,11 +81,11 @@ def true_answers(folder: Path, data: Path, seed: int) -> Path:
 
 def _build(model: Path, folder: Path, data: Path, seed: int) -> Path:
     out = folder / "cache"
-    command = [str(Path(sys.executable).parent / "rpo-verl"), "cache", "build", "--out", str(out), "--seed", str(seed)]
-    command += ["--data", str(data / "train.parquet"), "--model", str(model), "--temperature", "1.0"]
-    command += ["--max-prompt-length", "72", "--max-response-length", "128", "--dtype", "float32"]
-    command += ["--reward-file", str(HERE / "reward.py")]
-    subprocess.run(command, check=True)
+    run(
+        "cache", "build", "--out", out, "--seed", seed, "--data", data / "train.parquet", "--model", model,
+        "--temperature", "1.0", "--max-prompt-length", "72", "--max-response-length", "128", "--dtype", "float32",
+        "--reward-file", HERE / "reward.py",
+    )  # fmt: skip
     return out
 
 
@@ -203,7 +197,7 @@ SUITES = {
         # The baselines of most questions first: others begin with the checkpoint of the very first.
         BASELINES | {name: arm for arms in ABLATIONS.values() for name, arm in arms.items()},
         steps=32,
-        test_freq=32,
+        test_freq=8,
         seeds=(1,),
         questions={question: tuple(arms) for question, arms in ABLATIONS.items()},
     ),

@@ -82,7 +82,7 @@ def test_a_table_for_each_question_that_is_asked():
         },
     }
     _, grpo, rpo, built = results_of.question_rows(results, "cold or built")
-    assert grpo == ["grpo", "0.800", "1.000", "100", "0.50", "–", "–", "100%", "100%"]
+    assert grpo == ["grpo", "0.800", "0.800", "1.000", "100", "0.50", "–", "–", "100%", "100%"]
     assert rpo[-4:] == ["0.50", "0.25", "40%", "50%"]
     assert built[-2:] == ["10%", "25%"]
     _, grpo, rpo = results_of.question_rows(results, "by itself")
@@ -91,15 +91,15 @@ def test_a_table_for_each_question_that_is_asked():
     assert "cold or built:" in page and "not begun" not in page
 
 
-def test_one_validation_is_no_curve():
-    results = {"runs": {"grpo": {"1": run(0.8)}, "rpo": {"1": run(0.9)}}}
-    assert results_of.accuracy_rows(results)[0][-1] == "… a sample"
+def test_late_accuracy():
+    assert results_of.late_accuracy(run(0.5, 0.6, 0.7, 0.8, 0.9)) == pytest.approx(0.8)
+    assert results_of.late_accuracy(run(0.5, 0.7)) == 0.7
 
 
 def test_grid():
     runs = {"talk-L0.5-alpha0": 0.5, "talk-L0.5-alpha0.1": 0.7, "talk-L12-alpha0": 0.6, "grpo": 0.1}
     results = {"runs": {arm: {"1": run(accuracy)} for arm, accuracy in runs.items()}}
-    assert results_of.grid_rows(results, *results_of.GRIDS["pass@1"]) == [
+    assert results_of.grid_rows(results, *results_of.GRIDS["accuracy in the second half"]) == [
         ["L", "alpha 0", "alpha 0.1", "mean"],
         ["0.5", "0.500", "0.700", "0.600"],
         ["12", "0.600", "–", "0.600"],
@@ -118,7 +118,7 @@ def test_tables(tmp_path):
     head, grpo, rpo = results_of.accuracy_rows(results)
     # GRPO's final validation accuracy on the same seed.
     assert head[-2:] == ["s to grpo's end", "tokens to grpo's end"]
-    assert grpo[:3] == ["grpo", "2", "0.850 [0.800, 0.900]"]
+    assert grpo[:4] == ["grpo", "2", "0.775 [0.750, 0.800]", "0.850 [0.800, 0.900]"]
     assert grpo[-2:] == ["200 [200, 200]", "2,000 [2,000, 2,000]"]
     assert rpo[-2:] == ["50", "400"]
     assert results_of.time_rows(results)[1:] == [["grpo", "2.50", "2.000", "0.500"], ["rpo", "1.50", "1.000", "0.500"]]
@@ -139,10 +139,10 @@ def test_with_and_without_rpo_side_by_side():
     }
     rows = results_of.headline_rows({"runs": runs})
     assert rows[0] == ["means over seeds", "grpo", "rpo"]  # no DAPO there
-    assert rows[1] == ["pass@1 after", "0.750", "0.775"]
-    assert rows[3] == ["generated tokens", "1,000", "200 (20%)"]
-    assert rows[5] == ["training time, s", "100", "50 (50%)"]
-    assert rows[6] == ["pass@1 against without RPO, points", "", "+2.5 [-5.0, +10.0]"]
+    assert rows[1:3] == [["accuracy, second half", "0.750", "0.775"], ["pass@1 after", "0.750", "0.775"]]
+    assert rows[4] == ["generated tokens", "1,000", "200 (20%)"]
+    assert rows[6] == ["training time, s", "100", "50 (50%)"]
+    assert rows[7] == ["accuracy, second half, against without RPO, points", "", "+2.5 [-5.0, +10.0]"]
 
 
 def test_parts_of_a_step(tmp_path):
