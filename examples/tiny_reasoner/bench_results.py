@@ -76,10 +76,7 @@ def accuracy_rows(results: Mapping[str, Any]) -> list[list[str]]:
     rows = [["arm", "seeds", *columns]]
     for arm, by_seed in runs.items():
         compared = [(run, targets[seed]) for seed, run in by_seed.items() if seed in targets]
-        cells = (
-            spread([of(*pair) for pair in compared], form, "–" if not compared else "never")
-            for of, form in columns.values()
-        )
+        cells = (spread([of(*pair) for pair in compared], form) for of, form in columns.values())
         rows.append([arm, str(len(compared)), *cells])
     return rows
 
@@ -209,8 +206,11 @@ def provenance(results: Mapping[str, Any]) -> str:
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """All tables as Markdown, and where they come from."""
-    tables = [markdown(accuracy_rows(results)), markdown(time_rows(results))]
+    """All tables as Markdown, and where they come from.
+
+    A suite that asks questions has a table for each: its arms do not all begin with the same policy.
+    """
+    tables = [] if results["questions"] else [markdown(accuracy_rows(results)), markdown(time_rows(results))]
     for question, arms in results["questions"].items():
         if arms[0] in results["runs"]:
             tables.append(f"{question}:\n\n{markdown(question_rows(results, question))}")
