@@ -188,6 +188,20 @@ def time_rows(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def waiting(results: Mapping[str, Any]) -> str:
+    """One sentence for each pair of arms: what of a step finished rollouts wait for the trainer."""
+    means = {}
+    for arm in (arm for pair in PAIRS for arm in pair if arm in results["runs"]):
+        parts = [run["parts_s"] for run in results["runs"][arm].values()]
+        means[arm] = (fmean(part["waiting"] for part in parts), fmean(sum(part.values()) for part in parts))
+    return " ".join(
+        f"Of a step's {means[without][1]:.1f} s, {without} waits {means[without][0]:.2f} s so; "
+        f"{with_rpo} waits {means[with_rpo][0]:.2f} of {means[with_rpo][1]:.1f} s."
+        for without, with_rpo in PAIRS
+        if without in means and with_rpo in means
+    )
+
+
 def provenance(results: Mapping[str, Any]) -> str:
     """One sentence: command, length, machine, versions, commits."""
     settings, machine = results["settings"], results["machine"]

@@ -63,6 +63,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "bench": lambda: markdown(bench_results.accuracy_rows(result("bench-main"))),
     "bench-headlines": lambda: markdown(bench_results.headline_rows(result("bench-main"))),
     "bench-time": lambda: markdown(bench_results.time_rows(result("bench-main"))),
+    "bench-waiting": lambda: bench_results.waiting(result("bench-main")) + "\n",
     "bench-source": lambda: bench_results.provenance(result("bench-main")) + "\n",
     "contamination": lambda: markdown(
         contamination.rows({row: result(call)[arm] for row, (call, arm) in CONTAMINATED.items()})

@@ -80,6 +80,7 @@ FIGURE = re.compile(
 #: Figures that nothing was measured for, with what tells them.
 NOT_MEASURED = {
     "README.md": ["its replay buffer every 2 s", "looks every 0.05 s", "are about 120 MB"],
+    "docs/benchmarks.md": ["replay buffer every 2 s", "looks every 0.05 s"],
     "docs/cache.md": ["4,096 tokens take 1.6 GB", "a million 16 GB"],
     "docs/evaluation.md": [
         "**Intervals** are 95 %",

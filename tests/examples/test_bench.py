@@ -145,6 +145,12 @@ def test_with_and_without_rpo_side_by_side():
     assert rows[7] == ["accuracy, second half, against without RPO, points", "", "+2.5 [-5.0, +10.0]"]
 
 
+def test_waiting():
+    runs = {"grpo": {"1": run(0.8)}, "rpo": {"1": run(0.8, waiting=0.1)}, "dapo": {"1": run(0.8)}}
+    said = "Of a step's 2.5 s, grpo waits 0.50 s so; rpo waits 0.10 of 2.1 s."
+    assert results_of.waiting({"runs": runs}) == said
+
+
 def test_parts_of_a_step(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     timed = {
