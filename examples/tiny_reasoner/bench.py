@@ -3,8 +3,8 @@
     python examples/tiny_reasoner/bench.py [--suite main] [--arms …] [--seeds 1,2,3] [--out runs/bench/SUITE]
 
 Every run trains one arm with one seed through veRL's own command line; its validations answer every held-out question
-several times. As many runs as there are cores go on at a time, each on a core of its own. Seeds are the outer loop and
-every seed begins with another arm, so that slow hours hit all alike; the first arm always comes first where others
+several times. Several runs go on at a time (`--lanes`), each on a core of its own. Seeds are the outer loop and every
+seed begins with another arm, so that slow hours hit all alike; the first arm always comes first where others
 begin with its checkpoint. What is finished is kept: called again, it goes on with the next run, on another machine with
 `--continue-from` and the results.json so far. After every run results.json, results.md and, of a suite with few arms,
 curves.png are written anew from what all finished runs left behind, those of earlier calls too.
@@ -181,7 +181,7 @@ def run(name: str, suite: Suite, seed: int, out: Path) -> None:
         overrides,
         DATA_DIR=str(data.resolve()),
         MAX_RESPONSE_LENGTH=str(arm.max_response_length),
-        OMP_NUM_THREADS=str(len(os.sched_getaffinity(0))),
+        OMP_NUM_THREADS="1",
         PYTHONPATH=os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
         VERL_USE_EXTERNAL_MODULES="waiting",
         WAITING_FILE=str((folder / "waiting.jsonl").resolve()),
@@ -194,19 +194,18 @@ def run(name: str, suite: Suite, seed: int, out: Path) -> None:
 def run_in_lanes(
     todo: Sequence[tuple[str, int]], suite: Suite, out: Path, lanes: int, after: Callable[[], None]
 ) -> None:
-    """Run all, `lanes` at a time, each lane on its share of the cores; `after` every one of them.
+    """Run all, `lanes` at a time, each lane on a core of its own; `after` every one of them.
 
     Raises:
         SystemExit: of the first run that fails, once those that go on beside it are finished.
     """
-    cores = sorted(os.sched_getaffinity(0))
-    shares = queue.SimpleQueue()
-    for lane in range(lanes):
-        shares.put(cores[lane::lanes])
+    cores = queue.SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0))[:lanes]:
+        cores.put(core)
 
     def pin() -> None:
         # On Linux this is the calling thread's affinity, which the processes that it starts inherit.
-        os.sched_setaffinity(0, shares.get())
+        os.sched_setaffinity(0, {cores.get()})
 
     with ThreadPoolExecutor(lanes, initializer=pin) as pool:
         running = [pool.submit(run, name, suite, seed, out) for name, seed in todo]
@@ -308,7 +307,7 @@ def main() -> None:
     parser.add_argument("--arms", help="comma-separated; default: all of the suite")
     parser.add_argument("--seeds", help="comma-separated; default: those of the suite")
     parser.add_argument("--steps", type=int, help="of every run; default: those of the suite")
-    parser.add_argument("--lanes", type=int, help="runs at a time; default: one a core")
+    parser.add_argument("--lanes", type=int, default=2, help="runs at a time, each on a core of its own; default: 2")
     parser.add_argument("--continue-from", type=Path, help="results.json of a call on another machine")
     parser.add_argument("--out", type=Path, help="default: runs/bench/SUITE")
     args = parser.parse_args()
@@ -318,6 +317,8 @@ def main() -> None:
     arms = args.arms.split(",") if args.arms else list(suite.arms)
     if unknown := [arm for arm in arms if arm not in suite.arms]:
         parser.error(f"--arms={args.arms}: {unknown} not among {', '.join(suite.arms)}")
+    if not 1 <= args.lanes <= (cores := len(os.sched_getaffinity(0))):
+        parser.error(f"--lanes={args.lanes}: there are {cores} cores, and each lane takes one")
     seeds = [int(seed) for seed in args.seeds.split(",")] if args.seeds else list(suite.seeds)
     out = args.out or Path("runs/bench") / args.suite
     claim(out, {"suite": args.suite} | settings_of(suite))
@@ -328,8 +329,7 @@ def main() -> None:
     todo = [job for job in in_turns(arms, seeds, suite) if job not in kept]
     print(f"{len(todo)} runs; {len(kept)} kept from earlier calls", flush=True)
     prepare([suite.arms[name] for name in arms], seeds, out)
-    lanes = args.lanes or len(os.sched_getaffinity(0))
-    run_in_lanes(todo, suite, out, lanes, lambda: write_results(args.suite, suite, out, earlier))
+    run_in_lanes(todo, suite, out, args.lanes, lambda: write_results(args.suite, suite, out, earlier))
     write_results(args.suite, suite, out, earlier)
     print((out / "results.md").read_text())
 
