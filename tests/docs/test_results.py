@@ -2,6 +2,8 @@
 
 import json
 import re
+from operator import itemgetter
+from statistics import fmean
 
 import pytest
 from conftest import ROOT, load_script
@@ -70,6 +72,47 @@ def sentences_on_the_tiny_reasoner():
         ("README.md", f"a {parameters / 1e6:.1f}-million-parameter model"),
         ("docs/quickstart-cpu.md", f"a model of {parameters / 1e6:.1f} million parameters"),
     ]
+
+
+def test_what_the_page_says_of_the_bench():
+    """The verdicts below the table in docs/benchmarks.md, arm against arm on the same seeds."""
+    bench = results.bench_results
+    runs = results.result("bench-main")["runs"]
+    ends = {seed: run["curve"][-1]["accuracy"] for seed, run in runs["grpo"].items()}
+
+    def tokens_to_the_end(arm):
+        found = {seed: bench.reached(run, ends[seed], "tokens") for seed, run in runs[arm].items()}
+        return None if None in found.values() else found
+
+    def mean(arm, of):
+        return fmean(of(run) for run in runs[arm].values())
+
+    # The defaults: GRPO's end on every seed, with the fewest tokens of the arms that reach it.
+    assert all(len(runs[arm]) == 3 for arm in ("grpo", "rpo", "dapo", "dapo-rpo"))
+    own = tokens_to_the_end("rpo")
+    reaching = {arm: tokens_to_the_end(arm) for arm in runs if arm != "rpo"}
+    for other in filter(None, reaching.values()):
+        assert fmean(own[seed] for seed in other) < fmean(other.values())
+    # DAPO.
+    assert all(
+        bench.late_accuracy(run) < bench.late_accuracy(runs["dapo"][seed]) for seed, run in runs["dapo-rpo"].items()
+    )
+    assert 1 / 3 < mean("dapo-rpo", itemgetter("generated_tokens")) / mean("dapo", itemgetter("generated_tokens")) < 0.4
+    # Adaptive cuts.
+    assert reaching["adaptive"]
+    assert mean("adaptive", itemgetter("generated_tokens")) > 0.97 * mean("grpo", itemgetter("generated_tokens"))
+    # Cuts over the whole answer.
+    for seed, run in runs["L1-step"].items():
+        assert bench.late_accuracy(run) > bench.late_accuracy(runs["grpo"][seed])
+        assert run["generated_tokens"] < runs["grpo"][seed]["generated_tokens"]
+        assert run["train_s"] < runs["grpo"][seed]["train_s"]
+    assert mean("L1", itemgetter("generated_tokens")) == pytest.approx(
+        mean("L1-step", itemgetter("generated_tokens")), rel=0.1
+    )
+    assert mean("L1-step", itemgetter("train_s")) < mean("L1", itemgetter("train_s"))
+    # Chance.
+    late = [bench.late_accuracy(run) for run in runs["L0.1-full4"].values()]
+    assert round(100 * (max(late) - min(late))) == 11
 
 
 SENTENCES = [*sentences_on_pass_at_k(), *sentences_on_the_tiny_reasoner()]
