@@ -234,7 +234,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def plot_curves(results: Mapping[str, Any], path: Path) -> None:
-    """Validation accuracy over steps, training time and generated tokens: a colour an arm, a line a seed."""
+    """Validation accuracy over steps, training time and generated tokens: means over seeds, and every seed faintly."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -244,15 +244,19 @@ def plot_curves(results: Mapping[str, Any], path: Path) -> None:
                "tokens": ("generated tokens, thousands", 1000)}  # fmt: skip
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.2), sharey=True, layout="constrained")
     for number, (arm, by_seed) in enumerate(results["runs"].items()):
-        for position, run in enumerate(by_seed.values()):
-            for axis, (name, (_, unit)) in zip(axes, axes_of.items(), strict=True):
-                values = [point[name] / unit for point in run["curve"]]
-                label = arm if position == 0 else None
-                axis.plot(values, [point["accuracy"] for point in run["curve"]], color=f"C{number % 10}", label=label)
+        curves = [run["curve"] for run in by_seed.values()]
+        # A validation of all seeds is at the same step.
+        mean = [
+            {key: fmean(point[key] for point in points) for key in points[0]} for points in zip(*curves, strict=True)
+        ]
+        for axis, (name, (_, unit)) in zip(axes, axes_of.items(), strict=True):
+            for curve, style in [*((curve, {"alpha": 0.2}) for curve in curves), (mean, {"label": arm, "lw": 2})]:
+                values = [point[name] / unit for point in curve]
+                axis.plot(values, [point["accuracy"] for point in curve], color=f"C{number % 10}", **style)
     for axis, (label, _) in zip(axes, axes_of.values(), strict=True):
         axis.set(xlabel=label)
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="validation accuracy (full rollouts)")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -1,7 +1,7 @@
 """What results say in README and docs: each block stands behind a comment with its name, `<!-- results: demo -->`.
 
-`make results` writes all of them anew from docs/results, whose files are what the commands wrote, as it came; a test
-holds the pages to it.
+`make results` writes all of them, and the bench's curves, anew from docs/results, whose files are what the commands
+wrote, as it came; a test holds the pages to it.
 """
 
 import json
@@ -86,6 +86,7 @@ def main() -> None:
         if filled(page) != page:
             path.write_text(filled(page))
             print(f"written: {path.relative_to(ROOT)}")
+    bench_results.plot_curves(result("bench-main"), ROOT / "docs" / "bench.png")
 
 
 if __name__ == "__main__":
