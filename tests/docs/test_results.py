@@ -110,6 +110,11 @@ def test_what_the_page_says_of_the_bench():
         mean("L1-step", itemgetter("generated_tokens")), rel=0.1
     )
     assert mean("L1-step", itemgetter("train_s")) < mean("L1", itemgetter("train_s"))
+    soon, sooner = (
+        fmean(bench.reached(run, ends[seed], "seconds") for seed, run in runs[arm].items())
+        for arm in ("rpo", "L1-step")
+    )
+    assert sooner <= soon
     # Chance.
     late = [bench.late_accuracy(run) for run in runs["L0.1-full4"].values()]
     assert round(100 * (max(late) - min(late))) == 11
