@@ -90,6 +90,7 @@ def _build(model: Path, folder: Path, data: Path, seed: int) -> Path:
 
 
 WHOLE = "rpo.truncation.max_fraction=1.0"
+ADAPTIVE = "rpo.truncation.adaptive=true"
 NEVER_FULL = "rpo.rollout.full_rollout_every=0"
 GRPO = Arm()
 # Without RPO, what all others are held against, and whose checkpoint answers for `trained_answers`; and RPO's defaults.
@@ -140,6 +141,7 @@ ABLATIONS = {
     "Other ranges": BASELINES
     | {
         **{f"L{tokens}": rpo(f"rpo.truncation.max_tokens={tokens}") for tokens in (6, 24)},
+        "adaptive0.8": rpo(ADAPTIVE, "rpo.truncation.target_success=0.8"),
         "tail": rpo(WHOLE, "rpo.truncation.distribution=log_uniform"),
     },
     "Which response the cache takes": BASELINES
@@ -174,8 +176,6 @@ ABLATIONS = {
     "Looking at the replay buffer as seldom as veRL": BASELINES | {"poll-2s": rpo("rpo.rollout.poll_interval_s=2")},
 }
 
-ADAPTIVE = "rpo.truncation.adaptive=true"
-
 # With seeds: GRPO and DAPO with and without RPO; and where to cut, by fixed ranges, by mixes with full rollouts,
 # and by cuts that follow the policy.
 MAIN = {
@@ -187,8 +187,6 @@ MAIN = {
     "L1": rpo(WHOLE),
     "L1-step": rpo(WHOLE, "rpo.truncation.draw_per=step"),
     "adaptive": rpo(ADAPTIVE),
-    "adaptive0.8": rpo(ADAPTIVE, "rpo.truncation.target_success=0.8"),
-    "shared": rpo("rpo.loss.share_prefix=true"),
 }
 
 SUITES = {
