@@ -195,7 +195,7 @@ SUITES = {
         # The baselines of most questions first: others begin with the checkpoint of the very first.
         BASELINES | {name: arm for arms in ABLATIONS.values() for name, arm in arms.items()},
         steps=32,
-        test_freq=8,
+        test_freq=16,
         seeds=(1,),
         questions={question: tuple(arms) for question, arms in ABLATIONS.items()},
     ),
