@@ -162,8 +162,7 @@ def run(name: str, suite: Suite, seed: int, out: Path) -> None:
     overrides = [
         f"actor_rollout_ref.rollout.val_kwargs.n={SAMPLES}",
         f"trainer.validation_data_dir={(folder / 'validation').resolve()}",
-        # Arms that begin with the same policy share the first one's validation of it.
-        f"trainer.val_before_train={name == suite.baseline}",
+        f"trainer.val_before_train={name == suite.beginning(name)}",
         *arm.overrides,
     ]
     # If one, then all, because saving is part of veRL's step.
@@ -240,11 +239,11 @@ def finished(suite: Suite, out: Path, earlier: Mapping[str, Any]) -> dict[str, d
             found[seed] = record(mark.parent, group_size) | json.loads(mark.read_text())
         if found:
             runs[name] = {seed: found[seed] for seed in sorted(found, key=int)}
-    beginnings = {seed: found["curve"][0] for seed, found in runs.get(suite.baseline, {}).items()}
-    for name in (name for name in runs if suite.arms[name].model is None):
-        for seed, found in runs[name].items():
-            if found["curve"][0]["step"] > 0 and seed in beginnings:
-                found["curve"].insert(0, beginnings[seed])
+    for name, by_seed in runs.items():
+        for seed, validated in runs.get(suite.beginning(name), {}).items():
+            before, *_ = validated["curve"]
+            if seed in by_seed and by_seed[seed]["curve"][0]["step"] > before["step"] == 0:
+                by_seed[seed]["curve"].insert(0, before)
     return runs
 
 

@@ -50,6 +50,10 @@ class Suite:
         """The arm, the first one, with whose checkpoint others begin, if any do."""
         return self.baseline if any(arm.cache is trained_answers for arm in self.arms.values()) else None
 
+    def beginning(self, arm: str) -> str:
+        """The first arm that begins with the same policy, whose validation of it counts for all of them."""
+        return next(name for name, other in self.arms.items() if other.model is self.arms[arm].model)
+
     def of_length(self, steps: int) -> "Suite":
         """The same with another number of training steps, validated as often."""
         return replace(self, steps=steps, test_freq=max(1, round(self.test_freq * steps / self.steps)))

@@ -44,6 +44,12 @@ def spread(values: Sequence[float | None], form: str, none: str = "never") -> st
     return text if len(known) == len(values) else f"{text} in {len(known)} of {len(values)}"
 
 
+def accuracy_before(run: Record) -> float | None:
+    """That of the policy that the run began with; None where nothing validated it."""
+    first = run["curve"][0]
+    return first["accuracy"] if first["step"] == 0 else None
+
+
 def late_accuracy(run: Record) -> float:
     """Mean of the validations in the second half of a run, which chance moves less than the last one."""
     half = run["curve"][-1]["step"] / 2
@@ -130,6 +136,7 @@ def question_rows(results: Mapping[str, Any], question: str) -> list[list[str]]:
         return lambda run: run["groups_without_signal"] and run["groups_without_signal"][when]
 
     columns: dict[str, tuple[Callable[[Record], float | None], str]] = {
+        "before": (accuracy_before, "{:.3f}"),
         "second half": (late_accuracy, "{:.3f}"),
         "pass@1": (lambda run: run["pass_at_k"]["1"], "{:.3f}"),
         "pass@8": (lambda run: run["pass_at_k"]["8"], "{:.3f}"),

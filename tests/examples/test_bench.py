@@ -82,13 +82,19 @@ def test_a_table_for_each_question_that_is_asked():
         },
     }
     _, grpo, rpo, built = results_of.question_rows(results, "cold or built")
-    assert grpo == ["grpo", "0.800", "0.800", "1.000", "100", "0.50", "–", "–", "100%", "100%"]
+    assert grpo == ["grpo", "0.500", "0.800", "0.800", "1.000", "100", "0.50", "–", "–", "100%", "100%"]
     assert rpo[-4:] == ["0.50", "0.25", "40%", "50%"]
     assert built[-2:] == ["10%", "25%"]
     _, grpo, rpo = results_of.question_rows(results, "by itself")
     assert (grpo[0], rpo[0], rpo[-1]) == ("weak-grpo", "weak-rpo", "50%")
     page = results_of.page(results | WRITTEN)
     assert "cold or built:" in page and "not begun" not in page
+
+
+def test_accuracy_before():
+    begun = run(0.5, 0.6)
+    assert results_of.accuracy_before(begun) == 0.5
+    assert results_of.accuracy_before(begun | {"curve": begun["curve"][1:]}) is None
 
 
 def test_late_accuracy():
@@ -174,6 +180,13 @@ def test_batches_and_steps_have_to_agree(tmp_path):
     metrics.write_text(json.dumps({"step": 1, "data": {"timing_s/step": 1.0}}) + "\n")
     with pytest.raises(ValueError, match="1 steps, and 2 batches"):
         bench.parts_of(metrics, [0.5, 0.5])
+
+
+def test_whose_validation_of_the_first_policy_counts():
+    suite = arms.SUITES["ablations"]
+    assert [suite.beginning(arm) for arm in ("grpo", "rpo", "weak-truth", "talk-unshaped")] == [
+        "grpo", "grpo", "weak-grpo", "talk-grpo"
+    ]  # fmt: skip
 
 
 def test_every_seed_begins_with_another_arm():
