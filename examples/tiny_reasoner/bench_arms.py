@@ -7,7 +7,7 @@ from pathlib import Path
 from contamination import write_store
 from demo import ARMS, HERE
 from pass_at_k import run
-from policies import talkative, weakened
+from policies import talkative, weakened, weakest
 
 Cache = Callable[[Path, Path, int], Path]
 """From the folder of a run, its data and its seed to a store to begin with."""
@@ -94,7 +94,6 @@ def _build(model: Path, folder: Path, data: Path, seed: int) -> Path:
 
 
 WHOLE = "rpo.truncation.max_fraction=1.0"
-ADAPTIVE = "rpo.truncation.adaptive=true"
 NEVER_FULL = "rpo.rollout.full_rollout_every=0"
 GRPO = Arm()
 # Without RPO, what all others are held against, and whose checkpoint answers for `trained_answers`; and RPO's defaults.
@@ -106,9 +105,14 @@ def talking(arm: Arm) -> Arm:
     return replace(arm, model=talkative, max_response_length=192)
 
 
-def weak(arm: Arm) -> Arm:
-    """The same with a policy too weak to fill the cache with anything right."""
-    return replace(arm, model=weakened)
+def with_weak_policy(name: str, model: Callable[[Path], Path]) -> dict[str, Arm]:
+    """Without RPO, with it, and with answers from elsewhere in its cache."""
+    return {
+        f"{name}-grpo": replace(GRPO, model=model),
+        f"{name}-rpo": replace(rpo(), model=model),
+        f"{name}-truth": replace(rpo(cache=true_answers), model=model),
+        f"{name}-strong": replace(rpo(cache=trained_answers), model=model),
+    }
 
 
 #: L in tokens or of the answer.
@@ -121,7 +125,6 @@ CUTS_AT = {
 ALPHAS = (0, 0.01, 0.1, 1)
 
 TALKING = {"talk-grpo": talking(GRPO), "talk-rpo": talking(rpo())}
-WEAK = {"weak-grpo": weak(GRPO), "weak-rpo": weak(rpo())}
 
 # What is asked → arms that answer it, beside two baselines.
 ABLATIONS = {
@@ -137,15 +140,11 @@ ABLATIONS = {
         "talk-unshaped-full4": talking(rpo("rpo.reward.shaping=false", "rpo.rollout.full_rollout_every=4")),
         "talk-unshaped-greedy0": talking(rpo("rpo.reward.shaping=false", "rpo.cache.greedy_prob=0")),
     },
-    "A policy too weak to fill the cache with anything right": WEAK
-    | {
-        "weak-truth": weak(rpo(cache=true_answers)),
-        "weak-strong": weak(rpo(cache=trained_answers)),
-    },
+    "A policy that is seldom right": with_weak_policy("weak", weakened),
+    "A policy too weak to fill the cache with anything right": with_weak_policy("weakest", weakest),
     "Other ranges": BASELINES
     | {
-        **{f"L{tokens}": rpo(f"rpo.truncation.max_tokens={tokens}") for tokens in (6, 24)},
-        "adaptive0.8": rpo(ADAPTIVE, "rpo.truncation.target_success=0.8"),
+        "L24": rpo("rpo.truncation.max_tokens=24"),
         "tail": rpo(WHOLE, "rpo.truncation.distribution=log_uniform"),
     },
     "Which response the cache takes": BASELINES
@@ -156,11 +155,8 @@ ABLATIONS = {
         "cache-truth": rpo(cache=true_answers),
         "cache-strong": rpo(cache=trained_answers),
     },
-    "What the loss covers": BASELINES
-    | {
-        "prefix-in-loss": rpo("rpo.loss.prefix_in_loss=true", BYPASS_OLD_LOG_PROB="false"),
-        "mean-over-suffix": rpo("rpo.loss.mean_over=suffix"),
-    },
+    "Prefixes in the loss": BASELINES
+    | {"prefix-in-loss": rpo("rpo.loss.prefix_in_loss=true", BYPASS_OLD_LOG_PROB="false")},
     "How many rollouts are full, by step and by group": BASELINES
     | {
         "full-never": rpo(NEVER_FULL),
@@ -177,7 +173,6 @@ ABLATIONS = {
         "G16": rpo(GROUP_SIZE="16"),
         "batch4": rpo(QUESTIONS_PER_STEP="4"),
     },
-    "Looking at the replay buffer as seldom as veRL": BASELINES | {"poll-2s": rpo("rpo.rollout.poll_interval_s=2")},
 }
 
 # With seeds: GRPO and DAPO with and without RPO; and where to cut, by fixed ranges, by mixes with full rollouts,
@@ -190,7 +185,7 @@ MAIN = {
     "L0.5": rpo("rpo.truncation.max_fraction=0.5"),
     "L1": rpo(WHOLE),
     "L1-step": rpo(WHOLE, "rpo.truncation.draw_per=step"),
-    "adaptive": rpo(ADAPTIVE),
+    "adaptive": rpo("rpo.truncation.adaptive=true"),
 }
 
 SUITES = {

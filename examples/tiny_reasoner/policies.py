@@ -18,14 +18,13 @@ REMARK, REMARK_SHARE = "well;", 0.5
 
 
 def weakened(out: Path) -> Path:
-    """The tiny reasoner with logits divided by 1.4, so that hardly a group has a right answer."""
+    """The tiny reasoner with logits divided by 1.4, so that about a group in two has a right answer."""
+    return _with_divided_logits(out / "weakened", 1.4)
 
-    def write(folder: Path) -> None:
-        weights = load_file(CHECKPOINT / "model.safetensors")
-        weights["model.norm.weight"] = weights["model.norm.weight"] / 1.4
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
-    return _made_once(out / "weakened", write)
+def weakest(out: Path) -> Path:
+    """The tiny reasoner with logits divided by 2, so that hardly a group has a right answer."""
+    return _with_divided_logits(out / "weakest", 2.0)
 
 
 def talkative(out: Path) -> Path:
@@ -74,6 +73,17 @@ def with_remarks(solution: str, share: float, rng: random.Random) -> str:
     if not end.startswith(ANSWER_MARK):
         raise ValueError(f"a solution ends with {ANSWER_MARK} and its answer, got {solution!r}")
     return "".join(f"{step};{REMARK if rng.random() < share else ''}" for step in steps) + end
+
+
+def _with_divided_logits(folder: Path, divisor: float) -> Path:
+    """The tiny reasoner with logits divided by `divisor`."""
+
+    def write(made: Path) -> None:
+        weights = load_file(CHECKPOINT / "model.safetensors")
+        weights["model.norm.weight"] = weights["model.norm.weight"] / divisor
+        save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+
+    return _made_once(folder, write)
 
 
 def _made_once(folder: Path, write: Callable[[Path], None]) -> Path:

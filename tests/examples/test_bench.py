@@ -329,12 +329,14 @@ def test_curve_counts_what_was_spent_so_far():
     ]
 
 
-def test_the_weak_policy_is_a_flatter_one(tmp_path):
-    weak = AutoModelForCausalLM.from_pretrained(policies.weakened(tmp_path))
+@pytest.mark.parametrize(("policy", "divisor"), [("weakened", 1.4), ("weakest", 2.0)])
+def test_the_weak_policies_are_flatter_ones(tmp_path, policy, divisor):
+    made = getattr(policies, policy)
+    weak = AutoModelForCausalLM.from_pretrained(made(tmp_path))
     tiny = AutoModelForCausalLM.from_pretrained(TINY / "checkpoint")
     ids = torch.arange(40)[None]
-    assert torch.allclose(weak(ids).logits * 1.4, tiny(ids).logits, atol=1e-4)
-    assert policies.weakened(tmp_path) == tmp_path / "weakened"
+    assert torch.allclose(weak(ids).logits * divisor, tiny(ids).logits, atol=1e-4)
+    assert made(tmp_path) == tmp_path / policy
 
 
 def test_remarks_stand_between_steps():
