@@ -134,6 +134,12 @@ ABLATIONS = {
         for label, cut in CUTS_AT.items()
         for alpha in ALPHAS
     },
+    "What keeps answers whole that differ in length": TALKING
+    | {
+        "talk-full4": talking(rpo("rpo.rollout.full_rollout_every=4")),
+        "talk-L1-step": talking(rpo(WHOLE, "rpo.truncation.draw_per=step")),
+        "talk-adaptive": talking(rpo("rpo.truncation.adaptive=true")),
+    },
     "Diversity without the length-aware reward": TALKING
     | {
         "talk-unshaped": talking(rpo("rpo.reward.shaping=false")),
