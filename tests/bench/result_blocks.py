@@ -34,6 +34,20 @@ CONTAMINATED = {
     "half wrong, no control": ("contamination", "wrong50-off"),
 }
 
+#: Block → the question that its arms answer.
+ABLATIONS = {
+    "ablations-cut": "Where answers are cut (L), and the length-aware reward (alpha)",
+    "ablations-diversity": "Diversity without the length-aware reward",
+    "ablations-weak": "A policy that is seldom right",
+    "ablations-weakest": "A policy too weak to fill the cache with anything right",
+    "ablations-ranges": "Other ranges",
+    "ablations-greedy": "Which response the cache takes",
+    "ablations-cache": "What the cache begins with",
+    "ablations-loss": "Prefixes in the loss",
+    "ablations-full": "How many rollouts are full, by step and by group",
+    "ablations-sizes": "Size of groups and batches",
+}
+
 
 def result(name: str) -> Any:
     """What a command wrote."""
@@ -65,6 +79,17 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "bench-time": lambda: markdown(bench_results.time_rows(result("bench-main"))),
     "bench-waiting": lambda: bench_results.waiting(result("bench-main")) + "\n",
     "bench-source": lambda: bench_results.provenance(result("bench-main")) + "\n",
+    **{
+        block: lambda question=question: markdown(bench_results.question_rows(result("bench-ablations"), question))
+        for block, question in ABLATIONS.items()
+    },
+    **{
+        f"ablations-grid-{name.split(',')[0].split()[0]}": lambda shown=shown: markdown(
+            bench_results.grid_rows(result("bench-ablations"), *shown)
+        )
+        for name, shown in bench_results.GRIDS.items()
+    },
+    "ablations-source": lambda: bench_results.provenance(result("bench-ablations")) + "\n",
     "contamination": lambda: markdown(
         contamination.rows({row: result(call)[arm] for row, (call, arm) in CONTAMINATED.items()})
     ),

@@ -120,6 +120,54 @@ def test_what_the_page_says_of_the_bench():
     assert round(100 * (max(late) - min(late))) == 11
 
 
+def test_what_the_page_says_of_the_ablations():
+    """The verdicts in docs/ablations.md, each arm a run."""
+    bench = results.bench_results
+    runs = {arm: seeds["1"] for arm, seeds in results.result("bench-ablations")["runs"].items()}
+    late = {arm: bench.late_accuracy(run) for arm, run in runs.items()}
+    tokens = {arm: run["generated_tokens"] for arm, run in runs.items()}
+    distinct = {arm: run["distinct_share"] for arm, run in runs.items()}
+    cut = {(L, a): f"talk-L{L}-alpha{a}" for L in ("12", "0.25", "0.5", "1") for a in ("0", "0.01", "0.1", "1")}
+
+    # Where answers are cut.
+    assert max(late[arm] for arm in runs if arm.startswith("talk-") and arm != "talk-grpo") < late["talk-grpo"]
+    assert late["talk-rpo"] < bench.accuracy_before(runs["talk-rpo"])
+    means = [fmean(late[arm] for (row, _), arm in cut.items() if row == L) for L in ("0.25", "0.5", "1")]
+    assert means == sorted(means)
+    for L in ("12", "0.25", "0.5", "1"):
+        shorter = runs[cut[L, "1"]]["answer_tokens"]
+        assert all(shorter < runs[cut[L, alpha]]["answer_tokens"] for alpha in ("0", "0.01", "0.1"))
+    for L in ("0.25", "0.5"):
+        assert late[cut[L, "1"]] < min(late[cut[L, alpha]] for alpha in ("0", "0.01", "0.1")) - 0.1
+    # Diversity.
+    unshaped = ("talk-rpo", "talk-unshaped", "talk-unshaped-full4", "talk-unshaped-greedy0")
+    assert all(distinct[arm] > 0.98 and runs[arm]["pass_at_k"]["8"] == 1 for arm in unshaped)
+    assert late["talk-rpo"] < late["talk-unshaped-full4"]
+    # Weak policies.
+    assert late["weak-rpo"] > late["weak-grpo"] > max(late["weak-truth"], late["weak-strong"])
+    assert 0.4 < tokens["weak-rpo"] / tokens["weak-grpo"] < 0.5
+    assert all(late[arm] < 0.01 for arm in runs if arm.startswith("weakest-"))
+    without = {arm: runs[f"weakest-{arm}"]["groups_without_signal"]["before"] for arm in ("rpo", "truth", "strong")}
+    assert without["rpo"] > 0.95 and max(without["truth"], without["strong"]) < 0.5
+    # What the cache begins with.
+    for arm in ("cache-built", "cache-truth", "cache-strong"):
+        assert late[arm] < late["rpo"] and tokens[arm] < tokens["rpo"] and distinct[arm] > distinct["rpo"]
+    # Greedy, full rollouts, loss, sizes, ranges.
+    assert late["rpo"] < min(late[f"greedy{prob}"] for prob in ("0", "0.1", "0.5", "1"))
+    assert min(late["full-groups0.05"], late["full-groups0.1"]) > max(
+        late[arm] for arm in runs if arm in ("rpo", "full-never", "full-steps0.05", "full-steps0.25")
+    )
+    assert late["full-groups0.25"] == min(late[arm] for arm in runs if arm.startswith("full-"))
+    for steps, groups in (("full-steps0.05", "full-groups0.05"), ("full-steps0.25", "full-groups0.25")):
+        assert runs[steps]["train_s"] < runs[groups]["train_s"]
+    assert runs["prefix-in-loss"]["train_s"] > runs["rpo"]["train_s"] and late["prefix-in-loss"] < late["rpo"]
+    assert tokens["G4"] / tokens["rpo"] == pytest.approx(0.5, abs=0.03)
+    assert tokens["G16"] / tokens["rpo"] == pytest.approx(2, abs=0.1)
+    assert late["G4"] < late["rpo"] and distinct["G4"] > distinct["rpo"]
+    assert late["tail"] > max(late["grpo"], late["rpo"], late["L24"])
+    assert tokens["tail"] < 0.5 * tokens["grpo"]
+
+
 SENTENCES = [*sentences_on_pass_at_k(), *sentences_on_the_tiny_reasoner()]
 #: A number with a unit that a measurement may have.
 FIGURE = re.compile(
