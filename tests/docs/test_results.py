@@ -154,6 +154,8 @@ def test_what_the_page_says_of_the_ablations():
         assert late[arm] < late["rpo"] and tokens[arm] < tokens["rpo"] and distinct[arm] > distinct["rpo"]
     # Greedy, full rollouts, loss, sizes, ranges.
     assert late["rpo"] < min(late[f"greedy{prob}"] for prob in ("0", "0.1", "0.5", "1"))
+    seeds = results.result("bench-main")["runs"]["rpo"].values()
+    assert len(seeds) == 3 and late["rpo"] < min(map(bench.late_accuracy, seeds))
     assert min(late["full-groups0.05"], late["full-groups0.1"]) > max(
         late[arm] for arm in runs if arm in ("rpo", "full-never", "full-steps0.05", "full-steps0.25")
     )
