@@ -134,12 +134,6 @@ ABLATIONS = {
         for label, cut in CUTS_AT.items()
         for alpha in ALPHAS
     },
-    "What keeps answers whole that differ in length": TALKING
-    | {
-        "talk-full4": talking(rpo("rpo.rollout.full_rollout_every=4")),
-        "talk-L1-step": talking(rpo(WHOLE, "rpo.truncation.draw_per=step")),
-        "talk-adaptive": talking(rpo("rpo.truncation.adaptive=true")),
-    },
     "Diversity without the length-aware reward": TALKING
     | {
         "talk-unshaped": talking(rpo("rpo.reward.shaping=false")),
@@ -194,8 +188,30 @@ MAIN = {
     "adaptive": rpo("rpo.truncation.adaptive=true"),
 }
 
+# With seeds, the policy whose answers differ in length: what keeps them whole. All options are written out, so that an
+# arm stays what it is when defaults change.
+TENTH = ("rpo.truncation.max_fraction=0.1", "rpo.truncation.distribution=uniform", "rpo.truncation.draw_per=question")
+ALL = (WHOLE, "rpo.truncation.distribution=uniform", "rpo.truncation.draw_per=step")
+TAIL = (WHOLE, "rpo.truncation.distribution=log_uniform")
+EVERY_10TH, EVERY_4TH = (f"rpo.rollout.full_rollout_every={every}" for every in (10, 4))
+
+TALKATIVE = {
+    name: talking(arm)
+    for name, arm in {
+        "grpo": GRPO,
+        "L0.1": rpo(*TENTH, EVERY_10TH),
+        "L0.1-full4": rpo(*TENTH, EVERY_4TH),
+        "tail": rpo(*TAIL, "rpo.truncation.draw_per=question", EVERY_10TH),
+        "tail-step": rpo(*TAIL, "rpo.truncation.draw_per=step", EVERY_10TH),
+        "tail-step-full4": rpo(*TAIL, "rpo.truncation.draw_per=step", EVERY_4TH),
+        "L1-step": rpo(*ALL, EVERY_10TH),
+        "L1-step-full4": rpo(*ALL, EVERY_4TH),
+    }.items()
+}
+
 SUITES = {
     "main": Suite(MAIN, steps=32, test_freq=8, seeds=(1, 2, 3)),
+    "talkative": Suite(TALKATIVE, steps=32, test_freq=8, seeds=(1, 2, 3)),
     "ablations": Suite(
         # The baselines of most questions first: others begin with the checkpoint of the very first.
         BASELINES | {name: arm for arms in ABLATIONS.values() for name, arm in arms.items()},
