@@ -199,6 +199,7 @@ TALKATIVE = {
     name: talking(arm)
     for name, arm in {
         "grpo": GRPO,
+        "last-token": rpo("rpo.truncation.max_tokens=1", EVERY_10TH),
         "L0.1": rpo(*TENTH, EVERY_10TH),
         "L0.1-full4": rpo(*TENTH, EVERY_4TH),
         "tail": rpo(*TAIL, "rpo.truncation.draw_per=question", EVERY_10TH),
