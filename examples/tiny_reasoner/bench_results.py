@@ -252,10 +252,10 @@ def plot_curves(results: Mapping[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.2), sharey=True, layout="constrained")
     for number, (arm, by_seed) in enumerate(results["runs"].items()):
         curves = [run["curve"] for run in by_seed.values()]
-        # A validation of all seeds is at the same step.
-        mean = [
-            {key: fmean(point[key] for point in points) for key in points[0]} for points in zip(*curves, strict=True)
-        ]
+        # The start is missing where the arm that validates it for all is not there yet.
+        by_step = [{point["step"]: point for point in points} for points in curves]
+        shared = [step for step in by_step[0] if all(step in points for points in by_step)]
+        mean = [{key: fmean(points[step][key] for points in by_step) for key in curves[0][0]} for step in shared]
         for axis, (name, (_, unit)) in zip(axes, axes_of.items(), strict=True):
             for curve, style in [*((curve, {"alpha": 0.2}) for curve in curves), (mean, {"label": arm, "lw": 2})]:
                 values = [point[name] / unit for point in curve]
