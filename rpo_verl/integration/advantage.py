@@ -96,7 +96,7 @@ def response_mean_weights(suffix_tokens: torch.Tensor, prefix_tokens: torch.Tens
 
 
 def extend_to_prefix(
-    mask: torch.Tensor, advantages: torch.Tensor, returns: torch.Tensor
+    mask: torch.Tensor, advantages: torch.Tensor, returns: torch.Tensor, prefix_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The paper's literal loss: the whole response counts, and its prefix has the advantage of its suffix.
 
@@ -104,16 +104,15 @@ def extend_to_prefix(
         mask: (l,) int, 0 on the prefix, 1 on the suffix.
         advantages: (l,) float, 0 on the prefix.
         returns: (l,) float, 0 on the prefix.
+        prefix_tokens: tokens of the prefix; a suffix has at least one.
 
     Returns:
-        the three of them with the prefix filled in; unchanged where the mask is 0 throughout.
+        the three of them with the prefix filled in.
     """
-    if not mask.any():
-        return mask, advantages, returns
-    first = int(mask.argmax())
-    advantages, returns = advantages.clone(), returns.clone()
-    advantages[:first], returns[:first] = advantages[first], returns[first]
-    return torch.ones_like(mask), advantages, returns
+    mask, advantages, returns = mask.clone(), advantages.clone(), returns.clone()
+    mask[:prefix_tokens] = 1
+    advantages[:prefix_tokens], returns[:prefix_tokens] = advantages[prefix_tokens], returns[prefix_tokens]
+    return mask, advantages, returns
 
 
 @register_adv_est(contract.NAME)

@@ -176,7 +176,7 @@ class PartialRolloutTrainer:
         if self.config.trainer.get("rollout_data_dir"):
             self._records |= dump_records(groups, self.global_steps, self.tokenizer, shaping.weights)
         if self.rpo_options.loss.prefix_in_loss:
-            self._extend_loss_to_prefix(batch)
+            self._extend_loss_to_prefix(groups)
         return batch
 
     def _dump_generations(
@@ -230,20 +230,24 @@ class PartialRolloutTrainer:
         """Groups that were generated and are not trained on: their answers count for the cache all the same."""
         self._left_out.add(groups, self._offer_to_cache(groups))
 
-    def _extend_loss_to_prefix(self, batch: KVBatchMeta) -> None:
-        """Put prefixes into the loss, for the batch that the actor is about to be updated with."""
+    def _extend_loss_to_prefix(self, groups: Groups) -> None:
+        """Put the prefixes of a batch into the loss that it is about to be updated with."""
+        own = {key: row.prefix_tokens for key, row in zip(groups.keys, groups.rows, strict=True) if row is not None}
+        prefixes = {key: tokens for key, tokens in own.items() if tokens}
+        if not prefixes:
+            return
         fields = ["response_mask", "advantages", "returns"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        data = tq.kv_batch_get(keys=list(prefixes), partition_id=groups.partition_id, select_fields=fields)
         rows = [
-            (mask, advantages, returns) if tag.get("is_padding", False) else extend_to_prefix(mask, advantages, returns)
-            for mask, advantages, returns, tag in zip(*(data[f].unbind() for f in fields), batch.tags, strict=True)
+            extend_to_prefix(*row, tokens)
+            for *row, tokens in zip(*(data[field].unbind() for field in fields), prefixes.values(), strict=True)
         ]
         columns = dict(zip(fields, zip(*rows, strict=True), strict=True))
         columns["loss_mask"] = columns["response_mask"]
         nested = {
             name: torch.nested.as_nested_tensor(list(values), layout=torch.jagged) for name, values in columns.items()
         }
-        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=get_tensordict(nested))
+        tq.kv_batch_put(keys=list(prefixes), partition_id=groups.partition_id, fields=get_tensordict(nested))
 
 
 def wrap_registered_trainers(registry: dict[str, type]) -> None:

@@ -125,12 +125,12 @@ def test_outside_rpos_trainer_it_says_what_to_do():
 
 def test_prefix_in_loss():
     mask, advantages = torch.tensor([0, 0, 1, 1]), torch.tensor([0.0, 0.0, -0.5, -0.5])
-    whole, extended, returns = extend_to_prefix(mask, advantages, advantages)
+    whole, extended, returns = extend_to_prefix(mask, advantages, advantages, 2)
     assert whole.tolist() == [1, 1, 1, 1]
     assert extended.tolist() == returns.tolist() == [-0.5] * 4
     assert mask.tolist() == [0, 0, 1, 1], "the input is left as it was"
-    empty = torch.zeros(3)
-    assert extend_to_prefix(empty, empty, empty)[0].sum() == 0
+    # Tokens of a tool, behind the prefix, stay out.
+    assert extend_to_prefix(torch.tensor([0, 1, 0, 1]), advantages, advantages, 1)[0].tolist() == [1, 1, 0, 1]
 
 
 def test_factors_of_a_mean_over_whole_responses():
