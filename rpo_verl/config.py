@@ -12,9 +12,10 @@ from math import inf
 class TruncationConfig:
     """Where a cached answer of `l` tokens is cut: `m` trailing tokens are dropped, drawn from {min_tokens..L}."""
 
-    max_fraction: float | None = 0.1
-    """`L` as a fraction of `l`, rounded up; in (0, 1]. Used where `max_tokens` is null. Paper: 0.5 (main table); its
-    300 tokens are about 0.1 of its answers."""
+    max_fraction: float | None = 1.0
+    """`L` as a fraction of `l`, rounded up; in (0, 1]. Used where `max_tokens` is null. The smaller, the fewer tokens,
+    and the more the end of answers is trained at the expense of their head. Paper: 0.5 (main table); its 300 tokens are
+    about 0.1 of its answers."""
 
     max_tokens: int | None = None
     """`L` in tokens; at least 1. Where set it takes the place of `max_fraction`. Paper: 300, 500, 800."""
@@ -26,9 +27,9 @@ class TruncationConfig:
     """How `m` is drawn: `uniform` (paper), or `log_uniform`, whose density falls as 1/m: mostly short suffixes, with a
     tail to `L`."""
 
-    draw_per: str = "question"
-    """Whose draw `m` is: each `question` has its own (paper), or all questions of a `step` are cut at the same share of
-    their range. A step lasts as long as its longest suffix: with its own draw a batch of many questions has nearly
+    draw_per: str = "step"
+    """Whose draw `m` is: all questions of a `step` are cut at the same share of their range, or each `question` has its
+    own (paper). A step lasts as long as its longest suffix: with its own draw a batch of many questions has nearly
     always one of about `L` tokens, with a shared one it is half of that on average."""
 
     max_prefix_tokens: int | None = None
@@ -50,7 +51,7 @@ class TruncationConfig:
 class RolloutConfig:
     """Which groups get a prefix and how much they may generate."""
 
-    full_rollout_every: float = 10
+    full_rollout_every: float = 4
     """Every n-th training step all groups are full rollouts, which train and refresh the head of the answers; 2.5 means
     two steps of five; 0 switches it off (paper). By step rather than by group, because a step lasts as long as its
     longest sample."""

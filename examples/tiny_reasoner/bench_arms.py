@@ -93,11 +93,40 @@ def _build(model: Path, folder: Path, data: Path, seed: int) -> Path:
     return out
 
 
+def cuts(
+    fraction: float,
+    *overrides: str,
+    full_every: int = 10,
+    distribution: str = "uniform",
+    draw_per: str = "question",
+    cache: Cache | None = None,
+    **knobs: str,
+) -> Arm:
+    """GRPO with RPO, where answers are cut and which steps are full written out, so that the arm outlives defaults.
+
+    `overrides` come last, so they win.
+    """
+    return rpo(
+        f"rpo.truncation.max_fraction={fraction}",
+        f"rpo.truncation.distribution={distribution}",
+        f"rpo.truncation.draw_per={draw_per}",
+        f"rpo.rollout.full_rollout_every={full_every}",
+        *overrides,
+        cache=cache,
+        **knobs,
+    )
+
+
+def tenth(*overrides: str, cache: Cache | None = None, **knobs: str) -> Arm:
+    """What the ablations change one option of: cuts in the last tenth of an answer, and every 10th step full."""
+    return cuts(0.1, *overrides, cache=cache, **knobs)
+
+
 WHOLE = "rpo.truncation.max_fraction=1.0"
 NEVER_FULL = "rpo.rollout.full_rollout_every=0"
 GRPO = Arm()
-# Without RPO, what all others are held against, and whose checkpoint answers for `trained_answers`; and RPO's defaults.
-BASELINES = {"grpo": GRPO, "rpo": rpo()}
+# Without RPO, what all others are held against, and whose checkpoint answers for `trained_answers`; and with it.
+BASELINES = {"grpo": GRPO, "L0.1": tenth()}
 
 
 def talking(arm: Arm) -> Arm:
@@ -109,9 +138,9 @@ def with_weak_policy(name: str, model: Callable[[Path], Path]) -> dict[str, Arm]
     """Without RPO, with it, and with answers from elsewhere in its cache."""
     return {
         f"{name}-grpo": replace(GRPO, model=model),
-        f"{name}-rpo": replace(rpo(), model=model),
-        f"{name}-truth": replace(rpo(cache=true_answers), model=model),
-        f"{name}-strong": replace(rpo(cache=trained_answers), model=model),
+        f"{name}-L0.1": replace(tenth(), model=model),
+        f"{name}-truth": replace(tenth(cache=true_answers), model=model),
+        f"{name}-strong": replace(tenth(cache=trained_answers), model=model),
     }
 
 
@@ -124,94 +153,96 @@ CUTS_AT = {
 }
 ALPHAS = (0, 0.01, 0.1, 1)
 
-TALKING = {"talk-grpo": talking(GRPO), "talk-rpo": talking(rpo())}
+TALKING = {"talk-grpo": talking(GRPO), "talk-L0.1": talking(tenth())}
 
 # What is asked → arms that answer it, beside two baselines.
 ABLATIONS = {
     "Where answers are cut (L), and the length-aware reward (alpha)": TALKING
     | {
-        f"talk-L{label}-alpha{alpha:g}": talking(rpo(cut, f"rpo.reward.alpha={alpha:g}"))
+        f"talk-L{label}-alpha{alpha:g}": talking(tenth(cut, f"rpo.reward.alpha={alpha:g}"))
         for label, cut in CUTS_AT.items()
         for alpha in ALPHAS
     },
     "Diversity without the length-aware reward": TALKING
     | {
-        "talk-unshaped": talking(rpo("rpo.reward.shaping=false")),
-        "talk-unshaped-full4": talking(rpo("rpo.reward.shaping=false", "rpo.rollout.full_rollout_every=4")),
-        "talk-unshaped-greedy0": talking(rpo("rpo.reward.shaping=false", "rpo.cache.greedy_prob=0")),
+        "talk-unshaped": talking(tenth("rpo.reward.shaping=false")),
+        "talk-unshaped-full4": talking(tenth("rpo.reward.shaping=false", "rpo.rollout.full_rollout_every=4")),
+        "talk-unshaped-greedy0": talking(tenth("rpo.reward.shaping=false", "rpo.cache.greedy_prob=0")),
     },
     "A policy that is seldom right": with_weak_policy("weak", weakened),
     "A policy too weak to fill the cache with anything right": with_weak_policy("weakest", weakest),
     "Other ranges": BASELINES
     | {
-        "L24": rpo("rpo.truncation.max_tokens=24"),
-        "tail": rpo(WHOLE, "rpo.truncation.distribution=log_uniform"),
+        "L24": tenth("rpo.truncation.max_tokens=24"),
+        "tail": tenth(WHOLE, "rpo.truncation.distribution=log_uniform"),
     },
     "Which response the cache takes": BASELINES
-    | {f"greedy{prob:g}": rpo(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)},
+    | {f"greedy{prob:g}": tenth(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)},
     "What the cache begins with": BASELINES
     | {
-        "cache-built": rpo(cache=initial_answers),
-        "cache-truth": rpo(cache=true_answers),
-        "cache-strong": rpo(cache=trained_answers),
+        "cache-built": tenth(cache=initial_answers),
+        "cache-truth": tenth(cache=true_answers),
+        "cache-strong": tenth(cache=trained_answers),
     },
     "Prefixes in the loss": BASELINES
-    | {"prefix-in-loss": rpo("rpo.loss.prefix_in_loss=true", BYPASS_OLD_LOG_PROB="false")},
+    | {"prefix-in-loss": tenth("rpo.loss.prefix_in_loss=true", BYPASS_OLD_LOG_PROB="false")},
     "How many rollouts are full, by step and by group": BASELINES
     | {
-        "full-never": rpo(NEVER_FULL),
-        "full-steps0.05": rpo("rpo.rollout.full_rollout_every=20"),
-        "full-steps0.25": rpo("rpo.rollout.full_rollout_every=4"),
+        "full-never": tenth(NEVER_FULL),
+        "full-steps0.05": tenth("rpo.rollout.full_rollout_every=20"),
+        "full-steps0.25": tenth("rpo.rollout.full_rollout_every=4"),
         **{
-            f"full-groups{share:g}": rpo(NEVER_FULL, f"rpo.rollout.full_rollout_prob={share:g}")
+            f"full-groups{share:g}": tenth(NEVER_FULL, f"rpo.rollout.full_rollout_prob={share:g}")
             for share in (0.05, 0.1, 0.25)
         },
     },
     "Size of groups and batches": BASELINES
     | {
-        "G4": rpo(GROUP_SIZE="4"),
-        "G16": rpo(GROUP_SIZE="16"),
-        "batch4": rpo(QUESTIONS_PER_STEP="4"),
+        "G4": tenth(GROUP_SIZE="4"),
+        "G16": tenth(GROUP_SIZE="16"),
+        "batch4": tenth(QUESTIONS_PER_STEP="4"),
     },
 }
 
-# With seeds: GRPO and DAPO with and without RPO; and where to cut, by fixed ranges, by mixes with full rollouts,
-# and by cuts that follow the policy.
+# With seeds: GRPO and DAPO with and without RPO's defaults.
 MAIN = {
-    **BASELINES,
+    "grpo": GRPO,
+    "rpo": rpo(),
     "dapo": Arm(tuple(ARMS["dapo"]["dapo"])),
     "dapo-rpo": Arm(tuple(ARMS["dapo"]["rpo"])),
-    "L0.1-full4": rpo("rpo.rollout.full_rollout_every=4"),
-    "L0.5": rpo("rpo.truncation.max_fraction=0.5"),
-    "L1": rpo(WHOLE),
-    "L1-step": rpo(WHOLE, "rpo.truncation.draw_per=step"),
-    "adaptive": rpo("rpo.truncation.adaptive=true"),
 }
 
-# With seeds, the policy whose answers differ in length: what keeps them whole. All options are written out, so that an
-# arm stays what it is when defaults change.
-TENTH = ("rpo.truncation.max_fraction=0.1", "rpo.truncation.distribution=uniform", "rpo.truncation.draw_per=question")
-ALL = (WHOLE, "rpo.truncation.distribution=uniform", "rpo.truncation.draw_per=step")
-TAIL = (WHOLE, "rpo.truncation.distribution=log_uniform")
-EVERY_10TH, EVERY_4TH = (f"rpo.rollout.full_rollout_every={every}" for every in (10, 4))
+# With seeds: where to cut, by fixed ranges, by mixes with full rollouts, and by cuts that follow the policy.
+CUTS = {
+    **BASELINES,
+    "L0.1-full4": cuts(0.1, full_every=4),
+    "L0.5": cuts(0.5),
+    "L1": cuts(1.0),
+    "L1-step": cuts(1.0, draw_per="step"),
+    "adaptive": tenth("rpo.truncation.adaptive=true"),
+    "dapo": MAIN["dapo"],
+    "dapo-L0.1": replace(MAIN["dapo"], overrides=(*MAIN["dapo"].overrides, *cuts(0.1, full_every=5).overrides)),
+}
 
+# With seeds, on the policy whose answers differ in length: what keeps them whole.
 TALKATIVE = {
     name: talking(arm)
     for name, arm in {
         "grpo": GRPO,
-        "last-token": rpo("rpo.truncation.max_tokens=1", EVERY_10TH),
-        "L0.1": rpo(*TENTH, EVERY_10TH),
-        "L0.1-full4": rpo(*TENTH, EVERY_4TH),
-        "tail": rpo(*TAIL, "rpo.truncation.draw_per=question", EVERY_10TH),
-        "tail-step": rpo(*TAIL, "rpo.truncation.draw_per=step", EVERY_10TH),
-        "tail-step-full4": rpo(*TAIL, "rpo.truncation.draw_per=step", EVERY_4TH),
-        "L1-step": rpo(*ALL, EVERY_10TH),
-        "L1-step-full4": rpo(*ALL, EVERY_4TH),
+        "last-token": tenth("rpo.truncation.max_tokens=1"),
+        "L0.1": tenth(),
+        "L0.1-full4": cuts(0.1, full_every=4),
+        "tail": cuts(1.0, distribution="log_uniform"),
+        "tail-step": cuts(1.0, distribution="log_uniform", draw_per="step"),
+        "tail-step-full4": cuts(1.0, full_every=4, distribution="log_uniform", draw_per="step"),
+        "L1-step": cuts(1.0, draw_per="step"),
+        "L1-step-full4": cuts(1.0, full_every=4, draw_per="step"),
     }.items()
 }
 
 SUITES = {
     "main": Suite(MAIN, steps=32, test_freq=8, seeds=(1, 2, 3)),
+    "cuts": Suite(CUTS, steps=32, test_freq=8, seeds=(1, 2, 3)),
     "talkative": Suite(TALKATIVE, steps=32, test_freq=8, seeds=(1, 2, 3)),
     "ablations": Suite(
         # The baselines of most questions first: others begin with the checkpoint of the very first.

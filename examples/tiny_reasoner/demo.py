@@ -29,14 +29,12 @@ DAPO = [
     "algorithm.filter_groups.metric=acc",
     "algorithm.filter_groups.max_inflight_gen_batches=2",
 ]
-# Groups with a signal come from full rollouts here, where all solutions have the same length: every 5th step is full.
-DAPO_RPO = ["+rpo=enabled", "rpo.rollout.full_rollout_every=5"]
 ARMS = {
     "grpo": {"grpo": [], "rpo": ["+rpo=enabled"], "paper": PAPER},
     "dapo": {
         "dapo": DAPO,
-        "rpo": [*DAPO, *DAPO_RPO],
-        "naive-filter": [*DAPO, *DAPO_RPO, "rpo.reward.group_filter=base"],
+        "rpo": [*DAPO, "+rpo=enabled"],
+        "naive-filter": [*DAPO, "+rpo=enabled", "rpo.reward.group_filter=base"],
     },
 }
 GROUP_SIZE = 8

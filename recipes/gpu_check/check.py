@@ -137,6 +137,7 @@ def shape_overrides(shape: Shape, arm: Arm) -> list[str]:
         overrides += [
             "+rpo=enabled",
             f"rpo.truncation.max_tokens={arm.max_tokens}",
+            "rpo.truncation.draw_per=question",
             f"rpo.loss.share_prefix={arm.share_prefix}",
             "rpo.rollout.suffix_max_multiple=1",
             "rpo.rollout.full_rollout_every=0",
