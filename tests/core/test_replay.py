@@ -19,6 +19,7 @@ def answer(tokens, correct=True, reward=None, step=0):
 
 def rollouts(max_response_length=100, **sections):
     sections.setdefault("rollout", RolloutConfig(full_rollout_every=0))
+    sections.setdefault("truncation", TruncationConfig(max_fraction=0.1, draw_per="question"))
     return PartialRollouts(RPOConfig(**sections), max_response_length)
 
 
@@ -224,7 +225,7 @@ def test_adaptive_cuts_leave_harder_questions_less_to_write():
 
 
 def test_before_anything_was_seen_adaptive_cuts_are_drawn():
-    rpo, plain = rollouts(truncation=ADAPTIVE), rollouts()
+    rpo, plain = (rollouts(truncation=replace(ADAPTIVE, adaptive=adaptive)) for adaptive in (True, False))
     for one in (rpo, plain):
         one.cache.put(KEY, answer(60))
     assert [rpo.plan(KEY, step).dropped for step in range(50)] == [plain.plan(KEY, step).dropped for step in range(50)]

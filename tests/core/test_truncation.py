@@ -45,7 +45,7 @@ def test_m_with_a_tail():
 @pytest.mark.parametrize("distribution", ["uniform", "log_uniform"])
 def test_questions_of_a_step_may_share_their_draw(distribution):
     config = TruncationConfig(max_fraction=1.0, distribution=distribution, draw_per="step")
-    own = TruncationConfig(max_fraction=1.0, distribution=distribution)
+    own = TruncationConfig(max_fraction=1.0, distribution=distribution, draw_per="question")
     assert len({draw_dropped(100, config, 0, 7, b"%d" % question) for question in range(50)}) == 1
     assert len({draw_dropped(100, own, 0, 7, b"%d" % question) for question in range(50)}) > 10
     # Over steps it is the same distribution, and a longer answer is cut at the same share of it.
@@ -60,7 +60,7 @@ def test_questions_of_a_step_may_share_their_draw(distribution):
 
 @pytest.mark.parametrize("length", [0, 1, 2])
 def test_very_short_answers_are_dropped_whole(length):
-    config = TruncationConfig(max_fraction=0.5)
+    config = TruncationConfig(max_fraction=0.5, draw_per="question")
     dropped = draw_dropped(length, config, 0, 1, b"q")
     assert dropped == 1
     assert prefix_length(length, dropped, 100, config) == max(0, length - 1)
@@ -81,7 +81,7 @@ def test_prefix_budget():
 
 
 def test_draws_depend_on_seed_step_and_question_and_on_nothing_else():
-    config = TruncationConfig(max_tokens=1000)
+    config = TruncationConfig(max_tokens=1000, draw_per="question")
     key = (7, 3, b"question")
     first = draw_dropped(5000, config, *key)
     for other in range(50):
