@@ -79,6 +79,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "bench-time": lambda: markdown(bench_results.time_rows(result("bench-main"))),
     "bench-waiting": lambda: bench_results.waiting(result("bench-main")) + "\n",
     "bench-source": lambda: bench_results.provenance(result("bench-main")) + "\n",
+    "cuts": lambda: markdown(bench_results.accuracy_rows(result("bench-cuts"))),
+    "cuts-source": lambda: bench_results.provenance(result("bench-cuts")) + "\n",
+    "talkative": lambda: markdown(bench_results.accuracy_rows(result("bench-talkative"))),
+    "talkative-source": lambda: bench_results.provenance(result("bench-talkative")) + "\n",
     **{
         block: lambda question=question: markdown(bench_results.question_rows(result("bench-ablations"), question))
         for block, question in ABLATIONS.items()
@@ -111,7 +115,8 @@ def main() -> None:
         if filled(page) != page:
             path.write_text(filled(page))
             print(f"written: {path.relative_to(ROOT)}")
-    bench_results.plot_curves(result("bench-main"), ROOT / "docs" / "bench.png")
+    for suite, plot in (("main", "bench"), ("cuts", "cuts"), ("talkative", "talkative")):
+        bench_results.plot_curves(result(f"bench-{suite}"), ROOT / "docs" / f"{plot}.png")
 
 
 if __name__ == "__main__":
