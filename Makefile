@@ -19,7 +19,7 @@ demo-dapo: setup  ## the same for DAPO against DAPO+RPO, in runs/demo-dapo
 pass-at-k: setup  ## pass@k of the tiny reasoner before training, after GRPO and after GRPO+RPO, in runs/pass-at-k
 	$(BIN)/python examples/tiny_reasoner/pass_at_k.py $(ARGS)
 
-bench: setup  ## GRPO and DAPO with and without RPO, and ways to cut, three seeds each; --suite ablations: hours, resumable; in runs/bench
+bench: setup  ## GRPO and DAPO with and without RPO, three seeds each; --suite cuts, talkative, ablations: hours, resumable; in runs/bench
 	$(BIN)/python examples/tiny_reasoner/bench.py $(ARGS)
 
 test: setup  ## the tests, real runs included; test-slow and test-recipes have the rest

@@ -2,12 +2,12 @@
 
 import json
 import re
-from operator import itemgetter
 from statistics import fmean
 
 import pytest
 from conftest import ROOT, load_script
 
+from rpo_verl.config import RPOConfig
 from rpo_verl.integration.contract import UPSTREAM_NAMES
 
 for script in ("bench_results", "contamination", "summary"):  # which the tables are made with
@@ -74,49 +74,86 @@ def sentences_on_the_tiny_reasoner():
     ]
 
 
-def test_what_the_page_says_of_the_bench():
-    """The verdicts below the table in docs/benchmarks.md, arm against arm on the same seeds."""
-    bench = results.bench_results
-    runs = results.result("bench-main")["runs"]
-    ends = {seed: run["curve"][-1]["accuracy"] for seed, run in runs["grpo"].items()}
+class Suite:
+    """Runs with seeds, arm against arm on the same seeds."""
 
-    def tokens_to_the_end(arm):
-        found = {seed: bench.reached(run, ends[seed], "tokens") for seed, run in runs[arm].items()}
+    def __init__(self, name):
+        self.runs = results.result(f"bench-{name}")["runs"]
+        self.ends = {seed: run["curve"][-1]["accuracy"] for seed, run in self.runs["grpo"].items()}
+
+    def late(self, arm):
+        """Seed → accuracy in the second half."""
+        return {seed: results.bench_results.late_accuracy(run) for seed, run in self.runs[arm].items()}
+
+    def mean(self, arm, key):
+        return fmean(run[key] for run in self.runs[arm].values())
+
+    def mean_late(self, arm):
+        return fmean(self.late(arm).values())
+
+    def to_the_end(self, arm, axis="tokens"):
+        """Seed → where it reaches GRPO's end on the same seed; None if it does not on all of them."""
+        reached = results.bench_results.reached
+        found = {seed: reached(run, self.ends[seed], axis) for seed, run in self.runs[arm].items()}
         return None if None in found.values() else found
 
-    def mean(arm, of):
-        return fmean(of(run) for run in runs[arm].values())
+    def with_seeds(self):
+        return [arm for arm, runs in self.runs.items() if len(runs) == 3]
 
-    # The defaults: GRPO's end on every seed, with the fewest tokens of the arms that reach it.
-    assert all(len(runs[arm]) == 3 for arm in ("grpo", "rpo", "dapo", "dapo-rpo"))
-    own = tokens_to_the_end("rpo")
-    reaching = {arm: tokens_to_the_end(arm) for arm in runs if arm != "rpo"}
-    for other in filter(None, reaching.values()):
-        assert fmean(own[seed] for seed in other) < fmean(other.values())
-    # DAPO.
-    assert all(
-        bench.late_accuracy(run) < bench.late_accuracy(runs["dapo"][seed]) for seed, run in runs["dapo-rpo"].items()
-    )
-    assert 1 / 3 < mean("dapo-rpo", itemgetter("generated_tokens")) / mean("dapo", itemgetter("generated_tokens")) < 0.4
+
+def test_what_the_page_says_of_the_main_suite():
+    """The verdicts below the first table in docs/benchmarks.md."""
+    main = Suite("main")
+    assert all(len(main.runs[arm]) == 3 for arm in ("grpo", "rpo", "dapo", "dapo-rpo"))
+    for key in ("generated_tokens", "train_s"):
+        assert main.mean("rpo", key) / main.mean("grpo", key) == pytest.approx(0.75, abs=0.03)
+        assert main.mean("dapo-rpo", key) / main.mean("dapo", key) < 0.75
+    grpo, rpo, dapo, dapo_rpo = (main.late(arm) for arm in ("grpo", "rpo", "dapo", "dapo-rpo"))
+    assert all(rpo[seed] < grpo[seed] for seed in grpo)
+    assert main.mean_late("grpo") - main.mean_late("rpo") < main.mean_late("grpo") - Suite("cuts").mean_late("grpo")
+    assert main.mean_late("dapo-rpo") == pytest.approx(main.mean_late("dapo"), abs=0.01)
+    assert {dapo_rpo[seed] > dapo[seed] for seed in dapo} == {True, False}
+
+
+def test_what_the_page_says_of_the_cuts():
+    """The verdicts below the tables in docs/benchmarks.md."""
+    tiny, talkative = Suite("cuts"), Suite("talkative")
+    # The defaults are those of an arm.
+    defaults = RPOConfig()
+    chosen = results.result("bench-talkative")["arms"]["L1-step-full4"]["overrides"]
+    assert chosen[1:] == [
+        f"rpo.truncation.max_fraction={defaults.truncation.max_fraction}",
+        f"rpo.truncation.distribution={defaults.truncation.distribution}",
+        f"rpo.truncation.draw_per={defaults.truncation.draw_per}",
+        f"rpo.rollout.full_rollout_every={defaults.rollout.full_rollout_every}",
+    ]
+    assert len(talkative.runs["L1-step-full4"]) == 3
+    own = talkative.late("L1-step-full4")
+    assert all(own[seed] >= grpo for seed, grpo in talkative.late("grpo").items())
+    assert talkative.mean("L1-step-full4", "train_s") < talkative.mean("grpo", "train_s")
+    assert talkative.mean("L1-step-full4", "generated_tokens") < talkative.mean("grpo", "generated_tokens")
+    for arm in talkative.runs:
+        if arm not in ("grpo", "L1-step-full4"):
+            assert talkative.mean_late(arm) < talkative.mean_late("grpo")
+    own = tiny.late("L1-step")
+    assert all(own[seed] > grpo for seed, grpo in tiny.late("grpo").items())
+    # Short cuts: GRPO's end on every seed with the fewest tokens; and below where it began.
+    assert all(len(tiny.runs[arm]) == 3 for arm in tiny.runs)
+    short = tiny.to_the_end("L0.1")
+    for other in filter(None, (tiny.to_the_end(arm) for arm in tiny.runs if arm != "L0.1")):
+        assert fmean(short.values()) < fmean(other.values())
+    for seed, run in talkative.runs["L0.1"].items():
+        assert talkative.late("L0.1")[seed] < results.bench_results.accuracy_before(run)
+    # A draw a step, a tail.
+    assert tiny.mean("L1", "generated_tokens") == pytest.approx(tiny.mean("L1-step", "generated_tokens"), rel=0.1)
+    assert tiny.mean("L1-step", "train_s") < tiny.mean("L1", "train_s")
+    close = [arm for arm in talkative.with_seeds() if talkative.mean_late(arm) > talkative.mean_late("grpo") - 0.02]
+    assert min(close, key=lambda arm: talkative.mean(arm, "generated_tokens")) == "tail-step"
     # Adaptive cuts.
-    assert reaching["adaptive"]
-    assert mean("adaptive", itemgetter("generated_tokens")) > 0.97 * mean("grpo", itemgetter("generated_tokens"))
-    # Cuts over the whole answer.
-    for seed, run in runs["L1-step"].items():
-        assert bench.late_accuracy(run) > bench.late_accuracy(runs["grpo"][seed])
-        assert run["generated_tokens"] < runs["grpo"][seed]["generated_tokens"]
-        assert run["train_s"] < runs["grpo"][seed]["train_s"]
-    assert mean("L1", itemgetter("generated_tokens")) == pytest.approx(
-        mean("L1-step", itemgetter("generated_tokens")), rel=0.1
-    )
-    assert mean("L1-step", itemgetter("train_s")) < mean("L1", itemgetter("train_s"))
-    soon, sooner = (
-        fmean(bench.reached(run, ends[seed], "seconds") for seed, run in runs[arm].items())
-        for arm in ("rpo", "L1-step")
-    )
-    assert sooner <= soon
+    assert tiny.to_the_end("adaptive")
+    assert tiny.mean("adaptive", "generated_tokens") > 0.97 * tiny.mean("grpo", "generated_tokens")
     # Chance.
-    late = [bench.late_accuracy(run) for run in runs["L0.1-full4"].values()]
+    late = tiny.late("L0.1-full4").values()
     assert round(100 * (max(late) - min(late))) == 11
 
 
@@ -131,7 +168,7 @@ def test_what_the_page_says_of_the_ablations():
 
     # Where answers are cut.
     assert max(late[arm] for arm in runs if arm.startswith("talk-") and arm != "talk-grpo") < late["talk-grpo"]
-    assert late["talk-rpo"] < bench.accuracy_before(runs["talk-rpo"])
+    assert late["talk-L0.1"] < bench.accuracy_before(runs["talk-L0.1"])
     means = [fmean(late[arm] for (row, _), arm in cut.items() if row == L) for L in ("0.25", "0.5", "1")]
     assert means == sorted(means)
     for L in ("12", "0.25", "0.5", "1"):
@@ -140,33 +177,33 @@ def test_what_the_page_says_of_the_ablations():
     for L in ("0.25", "0.5"):
         assert late[cut[L, "1"]] < min(late[cut[L, alpha]] for alpha in ("0", "0.01", "0.1")) - 0.1
     # Diversity.
-    unshaped = ("talk-rpo", "talk-unshaped", "talk-unshaped-full4", "talk-unshaped-greedy0")
+    unshaped = ("talk-L0.1", "talk-unshaped", "talk-unshaped-full4", "talk-unshaped-greedy0")
     assert all(distinct[arm] > 0.98 and runs[arm]["pass_at_k"]["8"] == 1 for arm in unshaped)
-    assert late["talk-rpo"] < late["talk-unshaped-full4"]
+    assert late["talk-L0.1"] < late["talk-unshaped-full4"]
     # Weak policies.
-    assert late["weak-rpo"] > late["weak-grpo"] > max(late["weak-truth"], late["weak-strong"])
-    assert 0.4 < tokens["weak-rpo"] / tokens["weak-grpo"] < 0.5
+    assert late["weak-L0.1"] > late["weak-grpo"] > max(late["weak-truth"], late["weak-strong"])
+    assert 0.4 < tokens["weak-L0.1"] / tokens["weak-grpo"] < 0.5
     assert all(late[arm] < 0.01 for arm in runs if arm.startswith("weakest-"))
-    without = {arm: runs[f"weakest-{arm}"]["groups_without_signal"]["before"] for arm in ("rpo", "truth", "strong")}
-    assert without["rpo"] > 0.95 and max(without["truth"], without["strong"]) < 0.5
+    without = {arm: runs[f"weakest-{arm}"]["groups_without_signal"]["before"] for arm in ("L0.1", "truth", "strong")}
+    assert without["L0.1"] > 0.95 and max(without["truth"], without["strong"]) < 0.5
     # What the cache begins with.
     for arm in ("cache-built", "cache-truth", "cache-strong"):
-        assert late[arm] < late["rpo"] and tokens[arm] < tokens["rpo"] and distinct[arm] > distinct["rpo"]
+        assert late[arm] < late["L0.1"] and tokens[arm] < tokens["L0.1"] and distinct[arm] > distinct["L0.1"]
     # Greedy, full rollouts, loss, sizes, ranges.
-    assert late["rpo"] < min(late[f"greedy{prob}"] for prob in ("0", "0.1", "0.5", "1"))
-    seeds = results.result("bench-main")["runs"]["rpo"].values()
-    assert len(seeds) == 3 and late["rpo"] < min(map(bench.late_accuracy, seeds))
+    assert late["L0.1"] < min(late[f"greedy{prob}"] for prob in ("0", "0.1", "0.5", "1"))
+    seeds = results.result("bench-cuts")["runs"]["L0.1"].values()
+    assert len(seeds) == 3 and late["L0.1"] < min(map(bench.late_accuracy, seeds))
     assert min(late["full-groups0.05"], late["full-groups0.1"]) > max(
-        late[arm] for arm in runs if arm in ("rpo", "full-never", "full-steps0.05", "full-steps0.25")
+        late[arm] for arm in runs if arm in ("L0.1", "full-never", "full-steps0.05", "full-steps0.25")
     )
     assert late["full-groups0.25"] == min(late[arm] for arm in runs if arm.startswith("full-"))
     for steps, groups in (("full-steps0.05", "full-groups0.05"), ("full-steps0.25", "full-groups0.25")):
         assert runs[steps]["train_s"] < runs[groups]["train_s"]
-    assert runs["prefix-in-loss"]["train_s"] > runs["rpo"]["train_s"] and late["prefix-in-loss"] < late["rpo"]
-    assert tokens["G4"] / tokens["rpo"] == pytest.approx(0.5, abs=0.03)
-    assert tokens["G16"] / tokens["rpo"] == pytest.approx(2, abs=0.1)
-    assert late["G4"] < late["rpo"] and distinct["G4"] > distinct["rpo"]
-    assert late["tail"] > max(late["grpo"], late["rpo"], late["L24"])
+    assert runs["prefix-in-loss"]["train_s"] > runs["L0.1"]["train_s"] and late["prefix-in-loss"] < late["L0.1"]
+    assert tokens["G4"] / tokens["L0.1"] == pytest.approx(0.5, abs=0.03)
+    assert tokens["G16"] / tokens["L0.1"] == pytest.approx(2, abs=0.1)
+    assert late["G4"] < late["L0.1"] and distinct["G4"] > distinct["L0.1"]
+    assert late["tail"] > max(late["grpo"], late["L0.1"], late["L24"])
     assert tokens["tail"] < 0.5 * tokens["grpo"]
 
 

@@ -188,7 +188,7 @@ def test_batches_and_steps_have_to_agree(tmp_path):
 
 def test_whose_validation_of_the_first_policy_counts():
     suite = arms.SUITES["ablations"]
-    assert [suite.beginning(arm) for arm in ("grpo", "rpo", "weak-truth", "talk-unshaped")] == [
+    assert [suite.beginning(arm) for arm in ("grpo", "L0.1", "weak-truth", "talk-unshaped")] == [
         "grpo", "grpo", "weak-grpo", "talk-grpo"
     ]  # fmt: skip
 
