@@ -24,6 +24,12 @@ PROBLEM_STEPS = 12
 #: Wrong steps in a poisoned answer: about as many as the checkpoint makes in its worst ones.
 POISON_NOISE = 0.2
 KNOBS = {"MAX_RESPONSE_LENGTH": "128"}
+#: Cuts near the end, as in the paper, and few full steps: what is wrong in an answer's head stays there the longest.
+SHORT_CUTS = (
+    "rpo.truncation.max_fraction=0.1",
+    "rpo.truncation.draw_per=question",
+    "rpo.rollout.full_rollout_every=10",
+)
 NO_CONTROL = ("rpo.cache.max_failures=null", "rpo.cache.keep_correct=false", "rpo.rollout.full_rollout_every=0")
 
 
@@ -116,7 +122,7 @@ def main() -> None:
     subprocess.run(command, check=True)
     runs: dict[str, list[Step]] = {}
     for name in arms:
-        arm, overrides = ARMS[name], ["+rpo=enabled", *ARMS[name].overrides]
+        arm, overrides = ARMS[name], ["+rpo=enabled", *SHORT_CUTS, *ARMS[name].overrides]
         if arm.wrong_share is not None:
             store = write_store(args.out / name / "cache", arm.wrong_share, args.train_size, args.seed)
             overrides.append(f"rpo.cache.path={store.resolve()}")
