@@ -209,7 +209,7 @@ MAIN = {
     "grpo": GRPO,
     "rpo": rpo(),
     "dapo": Arm(tuple(ARMS["dapo"]["dapo"])),
-    "dapo-rpo": Arm(tuple(ARMS["dapo"]["rpo"])),
+    "dapo-rpo": Arm(tuple(ARMS["dapo"]["defaults"])),
 }
 
 # With seeds: where to cut, by fixed ranges, by mixes with full rollouts, and by cuts that follow the policy.

@@ -3,7 +3,8 @@
     python examples/tiny_reasoner/contamination.py [--arms clean,wrong100,…] [--steps N] [--out runs/contamination]
 
 A poisoned answer is a solution with wrong steps, imported as if it were correct: the worst that a file of somebody
-else's answers can do. Every arm starts from the same checkpoint, seed and questions.
+else's answers can do, and with cuts near the end it stays the longest. Every arm starts from the same checkpoint, seed
+and questions.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from demo import train
+from demo import short_cuts, train
 from summary import Step, plot, show
 from task import generate, noisy_solution
 
@@ -24,12 +25,6 @@ PROBLEM_STEPS = 12
 #: Wrong steps in a poisoned answer: about as many as the checkpoint makes in its worst ones.
 POISON_NOISE = 0.2
 KNOBS = {"MAX_RESPONSE_LENGTH": "128"}
-#: Cuts near the end, as in the paper, and few full steps: what is wrong in an answer's head stays there the longest.
-SHORT_CUTS = (
-    "rpo.truncation.max_fraction=0.1",
-    "rpo.truncation.draw_per=question",
-    "rpo.rollout.full_rollout_every=10",
-)
 NO_CONTROL = ("rpo.cache.max_failures=null", "rpo.cache.keep_correct=false", "rpo.rollout.full_rollout_every=0")
 
 
@@ -122,7 +117,7 @@ def main() -> None:
     subprocess.run(command, check=True)
     runs: dict[str, list[Step]] = {}
     for name in arms:
-        arm, overrides = ARMS[name], ["+rpo=enabled", *SHORT_CUTS, *ARMS[name].overrides]
+        arm, overrides = ARMS[name], [*short_cuts(full_every=10), *ARMS[name].overrides]
         if arm.wrong_share is not None:
             store = write_store(args.out / name / "cache", arm.wrong_share, args.train_size, args.seed)
             overrides.append(f"rpo.cache.path={store.resolve()}")

@@ -29,12 +29,27 @@ DAPO = [
     "algorithm.filter_groups.metric=acc",
     "algorithm.filter_groups.max_inflight_gen_batches=2",
 ]
+
+
+def short_cuts(full_every: int) -> list[str]:
+    """RPO with cuts near the end, as in the paper, which serve this task best: all its solutions are equally long."""
+    return [
+        "+rpo=enabled",
+        "rpo.truncation.max_fraction=0.1",
+        "rpo.truncation.draw_per=question",
+        f"rpo.rollout.full_rollout_every={full_every}",
+    ]
+
+
+# DAPO's groups with a signal come from full rollouts here, so more of its steps are full.
+DAPO_RPO = [*DAPO, *short_cuts(full_every=5)]
 ARMS = {
-    "grpo": {"grpo": [], "rpo": ["+rpo=enabled"], "paper": PAPER},
+    "grpo": {"grpo": [], "rpo": short_cuts(full_every=10), "defaults": ["+rpo=enabled"], "paper": PAPER},
     "dapo": {
         "dapo": DAPO,
-        "rpo": [*DAPO, "+rpo=enabled"],
-        "naive-filter": [*DAPO, "+rpo=enabled", "rpo.reward.group_filter=base"],
+        "rpo": DAPO_RPO,
+        "defaults": [*DAPO, "+rpo=enabled"],
+        "naive-filter": [*DAPO_RPO, "rpo.reward.group_filter=base"],
     },
 }
 GROUP_SIZE = 8
@@ -90,6 +105,7 @@ def train(arm: str, args: argparse.Namespace, overrides: list[str], **knobs: str
         "GROUP_SIZE": str(GROUP_SIZE),
         **knobs,
     }
+    print(f"[{arm}] veRL with {' '.join(overrides) or 'nothing added'}")
     print(f"[{arm}] starting Ray, FSDP and vLLM (about a minute); everything they say is in {log}", flush=True)
     with log.open("w") as stream:
         process = subprocess.Popen(
