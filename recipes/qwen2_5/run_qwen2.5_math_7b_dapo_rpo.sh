@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The DAPO script beside this one with RPO, and nothing else. RPO=paper takes the paper's literal settings.
+# The DAPO script beside this one with RPO, and nothing else. RPO=paper takes the paper's settings.
 set -xeuo pipefail
 
 ############################# knobs #############################
