@@ -10,13 +10,13 @@ VERL ?= 0.9.1
 
 .PHONY: demo demo-dapo pass-at-k bench test test-slow test-recipes docs docs-serve results bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test contract setup lint lock pretrain clean
 
-demo: setup  ## GRPO against GRPO+RPO on the tiny reasoner: table, plot and runs/demo/summary.json
+demo: setup  ## GRPO against GRPO+RPO, cutting near the end, on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python examples/tiny_reasoner/demo.py $(ARGS)
 
 demo-dapo: setup  ## the same for DAPO against DAPO+RPO, in runs/demo-dapo
 	$(BIN)/python examples/tiny_reasoner/demo.py --algorithm dapo $(ARGS)
 
-pass-at-k: setup  ## pass@k of the tiny reasoner before training, after GRPO and after GRPO+RPO, in runs/pass-at-k
+pass-at-k: setup  ## pass@k of the tiny reasoner before training, after GRPO and after GRPO+RPO as in the demo, in runs/pass-at-k
 	$(BIN)/python examples/tiny_reasoner/pass_at_k.py $(ARGS)
 
 bench: setup  ## GRPO and DAPO with and without RPO, three seeds each; --suite cuts, talkative, ablations: hours, resumable; in runs/bench

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What RPO saves in a step of a 1.5B model, in one command on a machine with one NVIDIA GPU (H200 class, Python 3.12,
+# What a step behind prefixes saves with a 1.5B model, in one command on one NVIDIA GPU (H200 class, Python 3.12,
 # PyTorch 2.11, vLLM 0.24.0, veRL 0.9.1):  bash recipes/gpu_check.sh
 #
 # The tiny reasoner first, then a randomly initialised model of the 1.5B shape: GRPO against RPO with L = 300 and 800.

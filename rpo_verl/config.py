@@ -92,7 +92,7 @@ class RewardConfig:
     group_filter: str = "shaped"
     """Which rewards `algorithm.filter_groups` (DAPO's dynamic sampling) looks at in groups RPO started: a group goes if
     all its `shaped` rewards are alike, that is if it carries no signal; `base` keeps veRL's rule, on the user's metric,
-    which drops nearly every group that starts from a good prefix."""
+    which drops nearly every group that starts from a long prefix."""
 
     filter_at_most: float | None = 0.25
     """How many groups from prefixes one step may leave out and replace for want of a signal, as a multiple of

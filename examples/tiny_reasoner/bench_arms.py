@@ -37,8 +37,8 @@ class Suite:
     test_freq: int
     seeds: tuple[int, ...]
     questions: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """What is asked → arms that answer it, for the tables of a suite with many: without RPO first, then with its
-    defaults, then what is asked about."""
+    """What is asked → arms that answer it, for the tables of a suite with many: without RPO first, then with cuts
+    in the last tenth, then what is asked about."""
 
     @property
     def baseline(self) -> str:

@@ -3,8 +3,8 @@
     python examples/tiny_reasoner/contamination.py [--arms clean,wrong100,…] [--steps N] [--out runs/contamination]
 
 A poisoned answer is a solution with wrong steps, imported as if it were correct: the worst that a file of somebody
-else's answers can do, and with cuts near the end it stays the longest. Every arm starts from the same checkpoint, seed
-and questions.
+else's answers can do. Cuts are near the end, so that the head of one stays. Every arm starts from the same checkpoint,
+seed and questions.
 """
 
 import argparse

@@ -32,7 +32,7 @@ DAPO = [
 
 
 def short_cuts(full_every: int) -> list[str]:
-    """RPO with cuts near the end, as in the paper, which serve this task best: all its solutions are equally long."""
+    """RPO with cuts near the end, which save most, and which this task allows: all its solutions are equally long."""
     return [
         "+rpo=enabled",
         "rpo.truncation.max_fraction=0.1",

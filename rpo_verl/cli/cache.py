@@ -204,7 +204,7 @@ def show(
     model: Annotated[str, typer.Option(help="Tokenizer. Default: the one the store was made with.")] = "",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Print questions and answers: dim what is always replayed, bright the last L tokens, where the cut falls."""
+    """Print questions and answers: bright the last L tokens, where the cut falls; before them, dim, what stays."""
     cache, manifest = load(folder)
     tokenizer = load_tokenizer(model or manifest.tokenizer.name, trust_remote_code)
     shown = 0

@@ -1,6 +1,6 @@
 """DAPO's dynamic sampling on shaped rewards, and what RPO learns from the groups that veRL leaves out of the batch.
 
-Behind a good prefix nearly every group is all-correct. DAPO's own filter, on base rewards, would throw nearly all of
+Behind a long prefix nearly every group is all-correct. DAPO's own filter, on base rewards, would throw nearly all of
 them away and generate others for ever, though their lengths may still tell them apart. Where they do not either, a
 step leaves out a limited number of them.
 """

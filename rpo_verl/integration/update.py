@@ -1,7 +1,7 @@
 """The actor's update without the rows that have nothing to say.
 
 Where every member of a group earned the same, all advantages are zero, and so is the gradient: forward and backward
-pass over such rows are spent for nothing. Behind a good prefix that is most of the groups. veRL's mini-batches shrink
+pass over such rows are spent for nothing. Behind a long prefix that is most of the groups. veRL's mini-batches shrink
 by the rows left out; their number, and so the number of optimizer steps, stays.
 """
 

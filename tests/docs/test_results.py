@@ -144,6 +144,8 @@ def test_what_the_page_says_of_the_cuts():
         assert fmean(short.values()) < fmean(other.values())
     for seed, run in talkative.runs["L0.1"].items():
         assert talkative.late("L0.1")[seed] < results.bench_results.accuracy_before(run)
+    assert tiny.mean_late("L0.1") > tiny.mean_late("grpo")
+    assert all(tiny.late("dapo-L0.1")[seed] < dapo for seed, dapo in tiny.late("dapo").items())
     # A draw a step, a tail.
     assert tiny.mean("L1", "generated_tokens") == pytest.approx(tiny.mean("L1-step", "generated_tokens"), rel=0.1)
     assert tiny.mean("L1-step", "train_s") < tiny.mean("L1", "train_s")
