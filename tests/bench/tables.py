@@ -17,16 +17,28 @@ PARTS = {
 EVERY_STEP = ("injection, look-ups included", "reading the groups, shaping", "cache update, metrics")
 
 
+def most_overhead(found: Mapping[str, Any]) -> float:
+    """By how much a step is longer with RPO, as a share of it: the upper end of the interval in the TaskRunner."""
+    return found["more_in_task_runner_s"]["high"] / found["step_s_verl"]
+
+
 def overhead_rows(found: Mapping[str, Any]) -> Rows:
     """Head first: steps by veRL alone and with RPO, in pairs, and what of them is RPO's own code."""
+    more = {end: 1000 * seconds for end, seconds in found["more_in_task_runner_s"].items()}
     rows = [
         [f"medians of {found['pairs']} pairs of steps", ""],
         ["step by veRL alone, s", f"{found['step_s_verl']:.3f}"],
         ["step with RPO, every group a full rollout, s", f"{found['step_s_rpo']:.3f}"],
-        ["ratio within a pair [95 %]", f"{found['ratio']:.4f} [{found['ratio_low']:.4f}, {found['ratio_high']:.4f}]"],
+        ["ratio within a pair [95 %]", "{value:.4f} [{low:.4f}, {high:.4f}]".format(**found["ratio"])],
+        ["of a step by veRL alone, in the TaskRunner, ms", f"{1000 * found['task_runner_s']:.1f}"],
+        [
+            "difference within a pair, in the TaskRunner, ms [95 %]",
+            "{value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**more),
+        ],
     ]
     rows += [[f"{part}, ms", f"{1000 * found['own_s'][part]:.2f}"] for part in PARTS]
     rows.append(["RPO's own share of a step", f"{found['own_share']:.2%}"])
+    rows.append(["upper end of the difference in the TaskRunner, share of a step", f"{most_overhead(found):.2%}"])
     return rows
 
 

@@ -115,6 +115,11 @@ def test_what_the_page_says_of_the_main_suite():
     assert {dapo_rpo[seed] > dapo[seed] for seed in dapo} == {True, False}
 
 
+def test_what_the_page_says_of_overhead():
+    """The verdict below the table in docs/benchmarks.md."""
+    assert results.tables.most_overhead(results.result("overhead")) < 0.01
+
+
 def test_what_the_page_says_of_the_cuts():
     """The verdicts below the tables in docs/benchmarks.md."""
     tiny, talkative = Suite("cuts"), Suite("talkative")
