@@ -27,7 +27,8 @@ def _options_without_the_group() -> list[str]:
 
 
 def _load() -> None:
-    from rpo_verl.integration import contract, discovery
+    from rpo_verl import discovery
+    from rpo_verl.upstream import contract
 
     if _rpo_requested():
         try:

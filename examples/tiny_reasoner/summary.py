@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rpo_verl.evaluation.summary import markdown
-from rpo_verl.report.charts import LEFT_OUT
+from rpo_verl.tools.evaluation.summary import markdown
+from rpo_verl.tools.report.charts import LEFT_OUT
 
 #: The mean over as many samples of a question as `val_kwargs.n` says.
 VAL_ACCURACY = re.compile(r"val-core/tiny_reasoner/acc/mean@\d+")

@@ -11,7 +11,7 @@ from verl.trainer.ppo.core_algos import (
     get_adv_estimator_fn,
 )
 
-from rpo_verl.integration.advantage import (
+from rpo_verl.rpo.hooks.advantage import (
     SHAPING,
     UNSUPPORTED,
     Shaping,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rpo_verl.config import RPOConfig
-from rpo_verl.core.replay import PartialRollouts
-from rpo_verl.integration.groups import Groups, Row, Updates, offer_to_cache
+from rpo_verl.rpo.hooks.groups import Groups, Row, Updates, offer_to_cache
+from rpo_verl.rpo.partial_rollouts import PartialRollouts
 
 
 @pytest.mark.parametrize(("rewards", "group_size"), [([1.0, np.nan], 2), ([1.0, np.inf], 2), ([1.0, 0.0], 3)])

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from verl import DataProto
 from verl.trainer.ppo.reward import load_reward_manager, resolve_reward_manager_cls
 
-from rpo_verl.integration.reward import users_config
-from rpo_verl.integration.settings import take_over
+from rpo_verl.rpo.hooks.reward import users_config
+from rpo_verl.rpo.hooks.settings import take_over
 
 QUESTION, PREFIX, SUFFIX = "30a+1", "a30+1", "=31;#31"
 CUSTOM = Path(__file__).parent / "custom_manager.py"

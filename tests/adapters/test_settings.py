@@ -5,8 +5,8 @@ import verl  # noqa: F401 - loads the plug-in, whose groups Hydra has to find
 from hydra import compose, initialize_config_module
 
 from rpo_verl.config import ConfigError
-from rpo_verl.integration.advantage import UNSUPPORTED
-from rpo_verl.integration.settings import read_options
+from rpo_verl.rpo.hooks.advantage import UNSUPPORTED
+from rpo_verl.rpo.hooks.settings import read_options
 
 ROLLOUT = "actor_rollout_ref.rollout"
 REFUSED = {f"algorithm.adv_estimator={name}": reason for name, reason in UNSUPPORTED.items()} | {

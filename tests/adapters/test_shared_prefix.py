@@ -18,9 +18,9 @@ from verl.utils.torch_functional import entropy_from_logits
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngineWithLMHead, transformer_impl
 
-from rpo_verl.integration import shared_prefix
-from rpo_verl.integration.contract import COMPUTED_SHARE, SHARE_PREFIX
-from rpo_verl.integration.shared_prefix import SharedPrefixEngine, install_attention
+from rpo_verl.lean import engine as shared_prefix
+from rpo_verl.lean.engine import SharedPrefixEngine, install_attention
+from rpo_verl.upstream.contract import COMPUTED_SHARE, SHARE_PREFIX
 
 PROMPT, PREFIX, GROUP = 12, 30, 4
 TEMPERATURE = 0.7

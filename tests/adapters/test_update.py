@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import agg_loss
 
-from rpo_verl.integration.update import (
+from rpo_verl.lean.signal import (
     mini_batch_size,
     only_advantages_matter,
     questions_per_mini_batch,

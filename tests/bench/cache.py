@@ -19,10 +19,10 @@ import psutil
 from tables import cache_rows, show
 
 from rpo_verl.config import RPOConfig
-from rpo_verl.core import store
-from rpo_verl.core.cache import CachedAnswer
-from rpo_verl.core.question import TokenizerIdentity, question_key
-from rpo_verl.core.replay import PartialRollouts
+from rpo_verl.question import TokenizerIdentity, question_key
+from rpo_verl.rpo import store
+from rpo_verl.rpo.cache import CachedAnswer
+from rpo_verl.rpo.partial_rollouts import PartialRollouts
 
 SIZES = ((1_000, 4096), (10_000, 4096), (100_000, 4096), (1_000_000, 256))
 BATCH, GROUP = 1024, 8

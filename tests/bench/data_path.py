@@ -28,13 +28,13 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.replica import TokenOutput
 
 from rpo_verl.config import RPOConfig, TruncationConfig
-from rpo_verl.core.cache import CachedAnswer
-from rpo_verl.core.replay import PartialRollouts
-from rpo_verl.integration.agent_loop import PrefixAgentLoop
-from rpo_verl.integration.groups import offer_to_cache, read_groups
-from rpo_verl.integration.injection import PrefixAgentLoopManager
-from rpo_verl.integration.questions import Questions
-from rpo_verl.integration.reward import CORRECT, REWARD
+from rpo_verl.rpo.cache import CachedAnswer
+from rpo_verl.rpo.hooks.agent_loop import PrefixAgentLoop
+from rpo_verl.rpo.hooks.groups import offer_to_cache, read_groups
+from rpo_verl.rpo.hooks.injection import PrefixAgentLoopManager
+from rpo_verl.rpo.hooks.reward import CORRECT, REWARD
+from rpo_verl.rpo.partial_rollouts import PartialRollouts
+from rpo_verl.upstream.questions import Questions
 
 MODEL = Path(__file__).resolve().parent.parent.parent / "examples" / "tiny_reasoner" / "checkpoint"
 QUESTIONS, GROUP, WORKERS, PREFIX, MAX_DROPPED, QUESTION_TOKENS = 1024, 8, 8, 4096, 400, 200

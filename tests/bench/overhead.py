@@ -68,8 +68,8 @@ def _alternate_injection(module: Any) -> None:
 
 
 # Loaded into every process of the run by VERL_USE_EXTERNAL_MODULES.
-wrapt.register_post_import_hook(_alternate_trainer, "rpo_verl.integration.trainer")
-wrapt.register_post_import_hook(_alternate_injection, "rpo_verl.integration.injection")
+wrapt.register_post_import_hook(_alternate_trainer, "rpo_verl.rpo.hooks.trainer")
+wrapt.register_post_import_hook(_alternate_injection, "rpo_verl.rpo.hooks.injection")
 
 
 def with_interval(values: list[float], draws: int = 10_000) -> dict[str, float]:

@@ -15,8 +15,8 @@ import contamination
 import summary
 import tables
 
-from rpo_verl.evaluation.compare import comparison_rows
-from rpo_verl.evaluation.summary import markdown
+from rpo_verl.tools.evaluation.compare import comparison_rows
+from rpo_verl.tools.evaluation.summary import markdown
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ROOT / "examples" / "tiny_reasoner"

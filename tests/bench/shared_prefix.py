@@ -22,7 +22,7 @@ from verl.utils.dataset.dataset_utils import DatasetPadMode
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
-from rpo_verl.integration.contract import SHARE_PREFIX
+from rpo_verl.upstream.contract import SHARE_PREFIX
 
 MODEL = Path(__file__).resolve().parent.parent.parent / "examples" / "tiny_reasoner" / "checkpoint"
 QUESTION, REPEATS = 66, 9

@@ -8,8 +8,8 @@ import pytest
 from conftest import TINY
 from typer.testing import CliRunner
 
-from rpo_verl.cli.main import app
-from rpo_verl.core import store
+from rpo_verl.rpo import store
+from rpo_verl.tools.cli.main import app
 
 MODEL = str(TINY / "checkpoint")
 GOOD = [

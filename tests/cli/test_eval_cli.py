@@ -16,16 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from rpo_verl.cli.evaluate import DEFAULT_REWARD
-from rpo_verl.cli.generation import import_reward, load_reward
-from rpo_verl.cli.main import app
-from rpo_verl.evaluation.checkpoint import find_checkpoint
-from rpo_verl.evaluation.dataset import digest, distinct_questions, sample_seed
-from rpo_verl.evaluation.errors import EvaluationError
-from rpo_verl.evaluation.estimators import Estimate, macro_average, mean_interval, pass_at_k
-from rpo_verl.evaluation.run import Answer, finish, missing_requests
-from rpo_verl.evaluation.store import Sample, SampleStore
-from rpo_verl.evaluation.summary import default_ks
+from rpo_verl.tools.cli.evaluate import DEFAULT_REWARD
+from rpo_verl.tools.cli.generation import import_reward, load_reward
+from rpo_verl.tools.cli.main import app
+from rpo_verl.tools.evaluation.checkpoint import find_checkpoint
+from rpo_verl.tools.evaluation.dataset import digest, distinct_questions, sample_seed
+from rpo_verl.tools.evaluation.errors import EvaluationError
+from rpo_verl.tools.evaluation.estimators import Estimate, macro_average, mean_interval, pass_at_k
+from rpo_verl.tools.evaluation.run import Answer, finish, missing_requests
+from rpo_verl.tools.evaluation.store import Sample, SampleStore
+from rpo_verl.tools.evaluation.summary import default_ks
 
 MODEL = str(TINY / "checkpoint")
 REWARD = ("--reward-file", str(TINY / "reward.py"))

@@ -7,10 +7,10 @@ import pytest
 from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
 
-from rpo_verl.cli.main import app
-from rpo_verl.report.charts import build_charts, generated_tokens, totals
-from rpo_verl.report.page import render
-from rpo_verl.report.runs import RunError, differing_settings, load_run
+from rpo_verl.tools.cli.main import app
+from rpo_verl.tools.report.charts import build_charts, generated_tokens, totals
+from rpo_verl.tools.report.page import render
+from rpo_verl.tools.report.runs import RunError, differing_settings, load_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 STEPS = 12

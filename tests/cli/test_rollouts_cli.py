@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from rpo_verl.cli.main import app
+from rpo_verl.tools.cli.main import app
 
 RPO = {
     "input": "30a+1", "output": "a30+1=31;#31", "gts": "31", "score": 1.0, "step": 7, "uid": "u_0_0",
@@ -66,7 +66,7 @@ def test_nothing_to_show(folder, tmp_path):
 def test_colours_tell_prefix_from_suffix_and_right_from_wrong(folder, monkeypatch):
     from rich.console import Console
 
-    from rpo_verl.cli import rollouts
+    from rpo_verl.tools.cli import rollouts
 
     monkeypatch.setattr(rollouts, "console", Console(force_terminal=True, color_system="standard"))
     output = show(folder, "--step", 7)

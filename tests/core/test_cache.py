@@ -10,8 +10,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from rpo_verl.core.cache import ENTRY_BYTES, TOKEN_BYTES, CachedAnswer, ExperienceCache
-from rpo_verl.core.difficulty import UNIT, Evidence
+from rpo_verl.rpo.cache import ENTRY_BYTES, TOKEN_BYTES, CachedAnswer, ExperienceCache
+from rpo_verl.rpo.difficulty import UNIT, Evidence
 
 KEYS = st.integers(0, 7).map(lambda i: bytes([i]) * 16)
 AMOUNTS = st.integers(0, 2**30).map(lambda units: units * UNIT)

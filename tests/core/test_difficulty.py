@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rpo_verl.core.difficulty import UNIT, Evidence, expected_until_wrong, mean_rate, rate
+from rpo_verl.rpo.difficulty import UNIT, Evidence, expected_until_wrong, mean_rate, rate
 
 
 def simulate(rng, true_rate, tokens, groups, size=8):

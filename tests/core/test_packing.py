@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rpo_verl.core.packing import common_prefix, order_by_group, packed_tokens, share
+from rpo_verl.lean.packing import common_prefix, order_by_group, packed_tokens, share
 
 
 def random_groups(rng, groups, members):

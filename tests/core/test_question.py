@@ -1,6 +1,6 @@
 """A question is its content under one tokenizer and template."""
 
-from rpo_verl.core.question import TokenizerIdentity, question_key
+from rpo_verl.question import TokenizerIdentity, question_key
 
 VOCABULARY = {"a": 0, "b": 1}
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from rpo_verl.config import CacheConfig, RolloutConfig, RPOConfig, TruncationConfig
-from rpo_verl.core.cache import CachedAnswer, ExperienceCache
-from rpo_verl.core.difficulty import Evidence
-from rpo_verl.core.replay import PartialRollouts
+from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
+from rpo_verl.rpo.difficulty import Evidence
+from rpo_verl.rpo.partial_rollouts import PartialRollouts
 
 KEY = b"k" * 16
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rpo_verl.core.selection import choose_response
+from rpo_verl.rpo.selection import choose_response
 
 
 def choices(shaped, greedy_prob, count=6000):

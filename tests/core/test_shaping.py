@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rpo_verl.config import RewardConfig
-from rpo_verl.core.shaping import is_correct, shape_group
+from rpo_verl.rpo.shaping import is_correct, shape_group
 
 
 def sigmoid(x):

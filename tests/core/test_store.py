@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rpo_verl.core import store
-from rpo_verl.core.cache import CachedAnswer, ExperienceCache
-from rpo_verl.core.difficulty import Evidence
-from rpo_verl.core.question import TokenizerIdentity, question_key
+from rpo_verl.question import TokenizerIdentity, question_key
+from rpo_verl.rpo import store
+from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
+from rpo_verl.rpo.difficulty import Evidence
 
 TOKENIZER = TokenizerIdentity.of("tiny", {"a": 0, "b": 1}, "template")
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from rpo_verl.config import TruncationConfig
-from rpo_verl.core.truncation import adapted_dropped, draw_dropped, prefix_length
+from rpo_verl.rpo.cut import adapted_dropped, draw_dropped, prefix_length
 
 
 def draws_of(length, config, count=4000):

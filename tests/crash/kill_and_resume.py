@@ -20,7 +20,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from conftest import ROOT, SMALL, TINY
 
-from rpo_verl.core import store
+from rpo_verl.rpo import store
 
 RECIPE = ROOT / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
 

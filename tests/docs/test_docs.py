@@ -24,8 +24,8 @@ from conftest import ROOT
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from rpo_verl import discovery
 from rpo_verl.config import RPOConfig
-from rpo_verl.integration import discovery
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -409,7 +409,7 @@ def test_options_of_our_own_commands_exist():
     """Sub-commands and options, held against what the command line offers."""
     from typer.main import get_command
 
-    from rpo_verl.cli.main import app
+    from rpo_verl.tools.cli.main import app
 
     seen = 0
     for command in COMMANDS:

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, load_script
 
 from rpo_verl.config import RPOConfig
-from rpo_verl.integration.contract import UPSTREAM_NAMES
+from rpo_verl.upstream.contract import UPSTREAM_NAMES
 
 for script in ("bench_results", "contamination", "summary"):  # which the tables are made with
     load_script(script)

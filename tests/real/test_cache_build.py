@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, run_recipe
 
-from rpo_verl.core import store
+from rpo_verl.rpo import store
 
 COMMAND = Path(sys.executable).parent / "rpo-verl"
 

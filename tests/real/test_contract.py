@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from rpo_verl.integration import contract
+from rpo_verl.upstream import contract
 
 
 def test_verl_has_every_name_rpo_uses():

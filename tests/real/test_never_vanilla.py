@@ -123,6 +123,6 @@ def test_workers_without_the_plugin(tmp_path, data_dir):
 
 
 def test_setup_and_contract_agree_on_the_supported_verl():
-    from rpo_verl.integration.contract import SUPPORTED_VERL
+    from rpo_verl.upstream.contract import SUPPORTED_VERL
 
     assert f'"verl{SUPPORTED_VERL}"' in (ROOT / "setup.py").read_text()

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import TINY, run_recipe
 
-from rpo_verl.core import store
+from rpo_verl.rpo import store
 
 STEPS = 6
 HERE = Path(__file__).parent

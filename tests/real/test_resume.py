@@ -5,7 +5,7 @@ import shutil
 import pytest
 from conftest import run_recipe
 
-from rpo_verl.core import store
+from rpo_verl.rpo import store
 
 #: Always the most probable token, so that a run can be repeated; the entropy bonus moves the weights.
 SETTINGS = (

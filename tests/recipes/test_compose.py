@@ -13,7 +13,7 @@ from scripts import SCALES, SCRIPTS, arguments
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-from rpo_verl.integration.settings import read_options
+from rpo_verl.rpo.hooks.settings import read_options
 
 #: What a plus sign may add: RPO's group, what veRL's DAPO reward manager reads and veRL's configuration lacks, and what
 #: Ray hands to its workers.

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from rpo_verl.evaluation.checkpoint import find_checkpoint, merge_shards
-from rpo_verl.evaluation.errors import EvaluationError
-from rpo_verl.evaluation.estimators import pass_at_k
+from rpo_verl.tools.evaluation.checkpoint import find_checkpoint, merge_shards
+from rpo_verl.tools.evaluation.errors import EvaluationError
+from rpo_verl.tools.evaluation.estimators import pass_at_k
 
 COMMAND = Path(sys.executable).parent / "rpo-verl"
 ENVIRONMENT = os.environ | {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -158,7 +158,7 @@ def test_more_tokens_than_the_model_has_positions_for(data_dir, tmp_path):
 GENERATE = """
 import json, sys
 from vllm import SamplingParams
-from rpo_verl.cli.generation import start_vllm, stream_answers
+from rpo_verl.tools.cli.generation import start_vllm, stream_answers
 
 model, options = sys.argv[1], json.loads(sys.argv[2])
 engine = start_vllm(model, max_model_len=128, dtype="float32", gpus=1, gpu_memory_utilization=0.5,

@@ -14,7 +14,7 @@ import ray
 from conftest import run_recipe
 from ray.cluster_utils import Cluster
 
-from rpo_verl.core import store
+from rpo_verl.rpo import store
 
 STEPS = 4
 #: The second response of the last step: three steps of 4 x 4 come before it.

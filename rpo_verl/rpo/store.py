@@ -1,0 +1,258 @@
+"""The experience cache on disk: one Parquet file and a JSON manifest in a folder of their own. Nothing is unpickled."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rpo_verl.question import KEY_BYTES, TokenizerIdentity, question_key
+from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
+from rpo_verl.rpo.difficulty import Evidence
+
+SCHEMA_VERSION = 2
+ENTRIES, MANIFEST = "cache.parquet", "manifest.json"
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.binary(KEY_BYTES), nullable=False),
+        pa.field("question_ids", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
+        pa.field("answer_ids", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
+        pa.field("reward", pa.float64(), nullable=False),
+        pa.field("correct", pa.bool_(), nullable=False),
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("failures", pa.int32(), nullable=False),
+        pa.field("wrong_seen", pa.float64(), nullable=False),
+        pa.field("tokens_seen", pa.float64(), nullable=False),
+    ]
+)
+#: Columns since version 2; in older stores no question has any evidence.
+EVIDENCE = ("wrong_seen", "tokens_seen")
+ROWS_AT_A_TIME = 4096
+READ_BYTES = 1 << 20
+#: What pyarrow raises on damaged files whose checksum is right, its own exceptions and others.
+_DAMAGE = (pa.ArrowException, ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError)
+
+
+class StoreError(ValueError):
+    """A store that cannot be read or does not belong here; the message names the file and the way on."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says of the entries."""
+
+    schema_version: int
+    tokenizer: TokenizerIdentity
+    step: int
+    """Training step after which the cache was saved; 0 for one that was built or imported."""
+
+    entries: int
+    tokens: int
+    """Token ids in all answers."""
+
+    file_digest: str
+    """Hex BLAKE2b of `cache.parquet`."""
+
+    def seal(self) -> str:
+        """Hex digest over every other field, so that an altered manifest is noticed as an altered file is."""
+        return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=32).hexdigest()
+
+
+def save(cache: ExperienceCache, folder: Path, tokenizer: TokenizerIdentity, step: int) -> Manifest:
+    """Write the cache to `folder`, least recently used entry first, replacing what is there in one move.
+
+    Args:
+        cache: what to write.
+        folder: created; its parent too. An interrupted call leaves what was there before.
+        tokenizer: whose ids the tokens are.
+        step: the training step the cache belongs to.
+    """
+    temporary = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    with pq.ParquetWriter(temporary / ENTRIES, SCHEMA, compression="lz4", use_dictionary=False) as writer:
+        entries = cache.items()
+        while rows := list(islice(entries, ROWS_AT_A_TIME)):
+            writer.write_batch(_to_batch(rows))
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        tokenizer=tokenizer,
+        step=step,
+        entries=len(cache),
+        tokens=sum(len(answer.tokens) for _, answer in cache.items()),
+        file_digest=_digest(temporary / ENTRIES),
+    )
+    text = json.dumps({**asdict(manifest), "seal": manifest.seal()}, indent=2) + "\n"
+    (temporary / MANIFEST).write_text(text, encoding="utf-8")
+    for path in (temporary / ENTRIES, temporary / MANIFEST, temporary):
+        _flush(path)
+    # A folder cannot replace one that has files in it; between these two lines a reader finds none, never a half one.
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    _flush(folder.parent)
+    return manifest
+
+
+def load(folder: Path, tokenizer: TokenizerIdentity | None = None, **bounds: Any) -> tuple[ExperienceCache, Manifest]:
+    """Read the store in `folder`.
+
+    Args:
+        folder: a folder `save` wrote.
+        tokenizer: the one in use, which must be the store's; None accepts any.
+        bounds: what `ExperienceCache` takes. Least recently used entries beyond them are left out.
+
+    Raises:
+        StoreError: if the store is incomplete, altered, of a newer schema, or of another tokenizer or chat template.
+    """
+    manifest = read_manifest(folder)
+    if tokenizer is not None and manifest.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise StoreError(
+            f"{folder / MANIFEST}: the cache was written with {manifest.tokenizer}, this run uses {tokenizer}. Its "
+            "token ids mean something else here: use the tokenizer and chat template it was written with, or export "
+            "it as text (rpo-verl cache export --text --data …) and import that for the new one."
+        )
+    cache = ExperienceCache(**bounds)
+    for key, answer in _read(folder, manifest):
+        cache.put(key, answer)
+    cache.evict()
+    pa.default_memory_pool().release_unused()
+    return cache, manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a store.
+
+    Raises:
+        StoreError: if it is missing, not what `save` writes, altered, or of a newer schema.
+    """
+    path = folder / MANIFEST
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path} does not exist: {folder} holds no experience cache.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, f"not a JSON file ({error})") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("schema_version"), int):
+        raise _unreadable(path, "no schema_version in it")
+    if fields["schema_version"] > SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: schema version {fields['schema_version']}, this rpo-verl reads up to {SCHEMA_VERSION}. "
+            "Install the rpo-verl that wrote it, or a newer one."
+        )
+    seal = fields.pop("seal", None)
+    try:
+        manifest = Manifest(**{**fields, "tokenizer": TokenizerIdentity(**fields["tokenizer"])})
+    except (KeyError, TypeError) as error:
+        raise _unreadable(path, f"its fields are not those of a manifest ({error})") from error
+    if seal != manifest.seal():
+        raise _unreadable(path, "its checksum does not match its content")
+    return manifest
+
+
+def _read(folder: Path, manifest: Manifest) -> Iterable[tuple[bytes, CachedAnswer]]:
+    path = folder / ENTRIES
+    if not path.is_file():
+        raise _unreadable(path, "it is missing")
+    if _digest(path) != manifest.file_digest:
+        raise _unreadable(path, "its checksum is not the one in the manifest: it was truncated or altered")
+    fingerprint, seen = manifest.tokenizer.fingerprint, set()
+    try:
+        # Read in pieces: with whole column chunks read ahead, loading takes three times as long and more memory.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file:
+            if not file.schema_arrow.equals(_schema(manifest.schema_version)):
+                raise _unreadable(path, f"its columns are {file.schema_arrow.to_string()!r}")
+            for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
+                batch.validate(full=True)
+                for key, answer in _from_batch(batch):
+                    if key in seen or not _is_sound(key, answer, fingerprint):
+                        raise _unreadable(path, f"row {len(seen)} contradicts itself")
+                    seen.add(key)
+                    yield key, answer
+    except StoreError:
+        raise
+    except _DAMAGE as error:
+        raise _unreadable(path, f"it cannot be read as Parquet ({error})") from error
+    if len(seen) != manifest.entries:
+        raise _unreadable(path, f"{len(seen)} entries, the manifest says {manifest.entries}")
+
+
+def _schema(version: int) -> pa.Schema:
+    return SCHEMA if version >= 2 else pa.schema([field for field in SCHEMA if field.name not in EVIDENCE])
+
+
+def _is_sound(key: bytes, answer: CachedAnswer, fingerprint: bytes) -> bool:
+    return (
+        key == question_key(answer.question, fingerprint)
+        and answer.failures >= 0
+        and 0 <= answer.evidence.wrong < math.inf
+        and 0 <= answer.evidence.tokens < math.inf
+        and (not len(answer.tokens) or int(answer.tokens.min()) >= 0)
+    )
+
+
+def _to_batch(rows: Iterable[tuple[bytes, CachedAnswer]]) -> pa.RecordBatch:
+    keys, answers = zip(*rows, strict=True)
+    columns = [
+        pa.array(keys, SCHEMA.field("key").type),
+        _lists([answer.question for answer in answers]),
+        _lists([answer.tokens for answer in answers]),
+        pa.array([answer.reward for answer in answers], pa.float64()),
+        pa.array([answer.correct for answer in answers], pa.bool_()),
+        pa.array([answer.step for answer in answers], pa.int32()),
+        pa.array([answer.failures for answer in answers], pa.int32()),
+        pa.array([answer.evidence.wrong for answer in answers], pa.float64()),
+        pa.array([answer.evidence.tokens for answer in answers], pa.float64()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _lists(arrays: list[np.ndarray]) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
+    values = pa.array(np.concatenate(arrays), pa.int32())
+    return pa.ListArray.from_arrays(offsets, values, type=SCHEMA.field("answer_ids").type)
+
+
+def _from_batch(batch: pa.RecordBatch) -> Iterable[tuple[bytes, CachedAnswer]]:
+    columns: dict[str, Any] = dict(zip(batch.schema.names, batch.columns, strict=True))
+    questions, answers = (_arrays(columns[name]) for name in ("question_ids", "answer_ids"))
+    names = ("key", "reward", "correct", "step", "failures", *(name for name in EVIDENCE if name in columns))
+    scalars = (columns[name].to_pylist() for name in names)
+    for question, answer, key, reward, correct, step, failures, *seen in zip(questions, answers, *scalars, strict=True):
+        yield key, CachedAnswer(answer, correct, reward, step, question, failures, Evidence(*seen))
+
+
+def _arrays(column: pa.ListArray) -> list[np.ndarray]:
+    offsets = column.offsets.to_numpy()
+    return np.split(column.flatten().to_numpy(), offsets[1:-1] - offsets[0])
+
+
+def _unreadable(path: Path, why: str) -> StoreError:
+    return StoreError(
+        f"{path}: {why}. Take the folder {path.parent} from a backup or an earlier checkpoint, or delete it to begin "
+        "with an empty cache."
+    )
+
+
+def _digest(path: Path) -> str:
+    digest = blake2b(digest_size=32)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

