@@ -5,9 +5,15 @@ import numpy as np
 from rpo_verl.config import RewardConfig
 
 
-def is_correct(reward: float, accuracy: float | None, config: RewardConfig) -> bool:
-    """The one rule for "correct": the reported accuracy, or else the reward, exceeds `correct_above`; NaN does not."""
-    return bool((reward if accuracy is None else accuracy) > config.correct_above)
+def is_correct(reward: float, accuracy: float | None, above: float = 0.0) -> bool:
+    """The one rule for "correct": the reported accuracy, or else the reward, exceeds `above`; NaN does not.
+
+    Args:
+        reward: base reward `r`.
+        accuracy: the `acc` that the reward function reported, if any.
+        above: `rpo.reward.correct_above`.
+    """
+    return bool((reward if accuracy is None else accuracy) > above)
 
 
 def shape_group(rewards: np.ndarray, lengths: np.ndarray, correct: np.ndarray, config: RewardConfig) -> np.ndarray:

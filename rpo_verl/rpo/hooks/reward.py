@@ -19,7 +19,7 @@ CORRECT, REWARD = "rpo_correct", "rpo_reward"
 def verdict(reward: float, reward_extra_info: dict[str, Any], config: DictConfig) -> bool:
     """Whether a response counts as correct, from its reward and the `acc` its reward function may have reported."""
     accuracy = reward_extra_info.get("acc")
-    return is_correct(reward, None if accuracy is None else float(accuracy), config)
+    return is_correct(reward, None if accuracy is None else float(accuracy), config.correct_above)
 
 
 def users_config(config: DictConfig) -> DictConfig:
