@@ -15,7 +15,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 import rpo_verl
-from rpo_verl.config import RPOConfig
+from rpo_verl.rpo.options import RPOConfig
 from rpo_verl.upstream import contract
 
 

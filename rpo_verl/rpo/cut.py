@@ -2,8 +2,8 @@
 
 import math
 
-from rpo_verl.config import TruncationConfig
 from rpo_verl.rpo import draws
+from rpo_verl.rpo.options import TruncationConfig
 
 
 def draw_dropped(length: int, config: TruncationConfig, seed: int, step: int, question: bytes) -> int:

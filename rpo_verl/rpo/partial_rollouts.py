@@ -5,11 +5,11 @@ from typing import Literal
 
 import numpy as np
 
-from rpo_verl.config import RPOConfig
 from rpo_verl.rpo import draws
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
 from rpo_verl.rpo.cut import adapted_dropped, draw_dropped, prefix_length
 from rpo_verl.rpo.difficulty import NO_EVIDENCE, Evidence, mean_rate, rate
+from rpo_verl.rpo.options import RPOConfig
 from rpo_verl.rpo.selection import choose_response
 
 Kind = Literal["full", "prefixed", "refreshed"]

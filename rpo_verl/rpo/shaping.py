@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rpo_verl.config import RewardConfig
+from rpo_verl.rpo.options import RewardConfig
 
 
 def is_correct(reward: float, accuracy: float | None, above: float = 0.0) -> bool:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
-from rpo_verl.config import RewardConfig
 from rpo_verl.rpo.hooks import group_filter
 from rpo_verl.rpo.hooks.groups import Groups, Row
 from rpo_verl.rpo.hooks.reward import verdict
+from rpo_verl.rpo.options import RewardConfig
 
 BATCH = 4
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rpo_verl.config import RPOConfig
 from rpo_verl.rpo.hooks.groups import Groups, Row, Updates, offer_to_cache
+from rpo_verl.rpo.options import RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from ray import cloudpickle
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
-from rpo_verl.config import RPOConfig
 from rpo_verl.rpo.hooks.injection import PrefixAgentLoopManager
 from rpo_verl.rpo.hooks.shipment import Shipment
+from rpo_verl.rpo.options import RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts, Start
 
 START = Start(b"k" * 16, "prefixed", np.arange(4096, dtype=np.int32), 10, 12, 3)

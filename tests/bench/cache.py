@@ -18,10 +18,10 @@ import numpy as np
 import psutil
 from tables import cache_rows, show
 
-from rpo_verl.config import RPOConfig
 from rpo_verl.question import TokenizerIdentity, question_key
 from rpo_verl.rpo import store
 from rpo_verl.rpo.cache import CachedAnswer
+from rpo_verl.rpo.options import RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
 
 SIZES = ((1_000, 4096), (10_000, 4096), (100_000, 4096), (1_000_000, 256))

@@ -27,12 +27,12 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.replica import TokenOutput
 
-from rpo_verl.config import RPOConfig, TruncationConfig
 from rpo_verl.rpo.cache import CachedAnswer
 from rpo_verl.rpo.hooks.agent_loop import PrefixAgentLoop
 from rpo_verl.rpo.hooks.groups import offer_to_cache, read_groups
 from rpo_verl.rpo.hooks.injection import PrefixAgentLoopManager
 from rpo_verl.rpo.hooks.reward import CORRECT, REWARD
+from rpo_verl.rpo.options import RPOConfig, TruncationConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
 from rpo_verl.upstream.questions import Questions
 

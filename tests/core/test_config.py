@@ -2,7 +2,8 @@
 
 import pytest
 
-from rpo_verl.config import ConfigError, RPOConfig, validate
+from rpo_verl.config import ConfigError
+from rpo_verl.rpo.options import RPOConfig, validate
 
 
 def check(max_response_length=128, group_size=8, **values):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rpo_verl.config import CacheConfig, RolloutConfig, RPOConfig, TruncationConfig
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
 from rpo_verl.rpo.difficulty import Evidence
+from rpo_verl.rpo.options import CacheConfig, RolloutConfig, RPOConfig, TruncationConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
 
 KEY = b"k" * 16

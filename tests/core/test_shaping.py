@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rpo_verl.config import RewardConfig
+from rpo_verl.rpo.options import RewardConfig
 from rpo_verl.rpo.shaping import is_correct, shape_group
 
 

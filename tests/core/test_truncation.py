@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from rpo_verl.config import TruncationConfig
 from rpo_verl.rpo.cut import adapted_dropped, draw_dropped, prefix_length
+from rpo_verl.rpo.options import TruncationConfig
 
 
 def draws_of(length, config, count=4000):

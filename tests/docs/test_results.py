@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 from conftest import ROOT, load_script
 
-from rpo_verl.config import RPOConfig
+from rpo_verl.rpo.options import RPOConfig
 from rpo_verl.upstream.contract import UPSTREAM_NAMES
 
 for script in ("bench_results", "contamination", "summary"):  # which the tables are made with

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from rpo_verl.config import RewardConfig
 from rpo_verl.rpo.hooks.groups import Groups, read_groups
+from rpo_verl.rpo.options import RewardConfig
 
 
 class ShapedGroupFilter:

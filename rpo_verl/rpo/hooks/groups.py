@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import transfer_queue as tq
 
-from rpo_verl.config import RewardConfig
 from rpo_verl.rpo.cache import CachedAnswer
 from rpo_verl.rpo.hooks.reward import CORRECT, REWARD, verdict
+from rpo_verl.rpo.options import RewardConfig
 from rpo_verl.rpo.partial_rollouts import Kind, PartialRollouts
 from rpo_verl.rpo.shaping import shape_group
 from rpo_verl.upstream import contract

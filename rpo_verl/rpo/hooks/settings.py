@@ -7,8 +7,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rpo_verl.config import ConfigError, RPOConfig, validate
+from rpo_verl.config import ConfigError
 from rpo_verl.rpo.hooks.advantage import UNSUPPORTED
+from rpo_verl.rpo.options import RPOConfig, validate
 from rpo_verl.rpo.store import StoreError, read_manifest
 from rpo_verl.upstream import contract
 

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from rpo_verl.config import TruncationConfig
 from rpo_verl.rpo import store
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
+from rpo_verl.rpo.options import TruncationConfig
 from rpo_verl.tools.cli.exchange import RecordError, count_records, parse_record, read_records, write_records
 
 app = typer.Typer(no_args_is_help=True, help="The experience cache: one answer per question, in a folder of its own.")
