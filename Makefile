@@ -62,7 +62,7 @@ crash-test: setup  ## kill a training 20 times at random moments
 
 contract: setup  ## hold the table of upstream names against another veRL: make contract VERL=0.9.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/verl-$(VERL) verl==$(VERL)
-	PYTHONPATH=build/verl-$(VERL) $(BIN)/python -W ignore -m rpo_verl.upstream.contract
+	VERL_PLATFORM=cpu PYTHONPATH=build/verl-$(VERL) $(BIN)/python -W ignore -m rpo_verl.upstream.contract
 
 setup: .venv/installed  ## the pinned CPU set-up, in .venv
 

@@ -1,8 +1,8 @@
 """How options are declared and checked: type, default, range and meaning stand side by side, each written once.
 
 An option is a field of a dataclass: `name: type = option(default, range)`, and below it a docstring that says what the
-option means, then where its default comes from. Hydra refuses unknown keys and values of the wrong type while it composes
-the configuration; `out_of_range` finds values that have the right type but lie outside their range.
+option means, then where its default comes from. Hydra refuses unknown keys and values of the wrong type while it
+composes the configuration; `out_of_range` finds values that have the right type but lie outside their range.
 """
 
 import math

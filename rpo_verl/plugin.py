@@ -1,11 +1,10 @@
 """The entry point `verl.plugins`: every process that imports veRL imports this module, so it stays light.
 
-It puts `hydra_configs/` on Hydra's search path and asks to be called back when the veRL modules with registries are
-imported; what is registered there is inert until a configuration selects it. Under `VERL_PLATFORM=cpu` it also adds
-the CPU platform.
+It makes the Hydra groups known and asks to be called back when the veRL modules with registries are imported; what is
+registered there is inert until a configuration selects it. Under `VERL_PLATFORM=cpu` it also adds the CPU platform.
 
 veRL swallows errors of a plug-in. So that a broken installation cannot train vanilla GRPO in silence, a process whose
-command line asks for RPO ends here instead.
+command line asks for an algorithm of ours ends here instead.
 """
 
 import importlib
@@ -14,35 +13,45 @@ import re
 import sys
 
 
-def _rpo_requested() -> bool:
-    """Whether this process's command line selects or sets anything of `rpo`."""
-    return any(re.match(r"\+{0,2}rpo([=.@]|$)", argument) for argument in sys.argv[1:])
+def _asks_for(names: str) -> list[str]:
+    """The command line's overrides that select or set anything of these sections, a pattern of names."""
+    return [argument for argument in sys.argv[1:] if re.match(rf"\+{{0,2}}({names})([=.@]|$)", argument)]
 
 
-def _options_without_the_group() -> list[str]:
-    """Overrides that would make up an `rpo` section of their own, because nothing selects the group."""
-    if any(re.match(r"\+{0,2}rpo(@[^=]*)?=", argument) for argument in sys.argv[1:]):
-        return []
-    return [argument for argument in sys.argv[1:] if re.match(r"\++rpo\.", argument)]
+def _check_command_line() -> None:
+    """Refuse what Hydra would accept, or refuse without a way on: options without their group, and moved options."""
+    from rpo_verl import algorithms
+    from rpo_verl.upstream.contract import require_supported_verl
+    from rpo_verl.upstream.settings import moved_options
+
+    asked = _asks_for("|".join(entry.name for entry in algorithms.known()))
+    if not asked:
+        return
+    require_supported_verl()
+    keys = [re.sub(r"^[+~]*", "", argument).partition("=")[0] for argument in asked]
+    for entry in algorithms.known():
+        for old, hint in moved_options(entry).items():
+            if any(key == old or key.startswith(f"{old}.") for key in keys):
+                raise SystemExit(f"rpo_verl: {old} {hint}")
+        stray = [argument for argument in asked if re.match(rf"\++{entry.name}\.", argument)]
+        brought = [entry.name, *(other.name for other in algorithms.known() if entry.name in other.needs)]
+        if stray and not any(re.match(rf"\+{{0,2}}({'|'.join(brought)})(@[^=]*)?=", argument) for argument in asked):
+            raise SystemExit(
+                f"rpo_verl: {' '.join(stray)} sets an option of {entry.name}, but nothing selects it. Add "
+                f"+{entry.name}=enabled, and write the option without a plus sign."
+            )
 
 
 def _load() -> None:
     from rpo_verl import discovery
-    from rpo_verl.upstream import contract
+    from rpo_verl.upstream import contract, registration
 
-    if _rpo_requested():
-        try:
-            contract.require_supported_verl()
-        except contract.ContractError as error:
-            raise SystemExit(str(error)) from error
-        stray = _options_without_the_group()
-        if stray:
-            raise SystemExit(
-                f"rpo_verl: {' '.join(stray)} sets an option of RPO, but nothing selects RPO. Add +rpo=enabled, and "
-                "write the option without a plus sign."
-            )
-    discovery.add_search_path()
-    discovery.register_when_imported()
+    try:
+        _check_command_line()
+    except contract.ContractError as error:
+        raise SystemExit(str(error)) from error
+    discovery.add_groups()
+    registration.register_when_imported()
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         importlib.import_module("rpo_verl.cpu.platform")  # registers itself
         importlib.import_module("rpo_verl.cpu.patches").apply_to_verl()
@@ -51,10 +60,11 @@ def _load() -> None:
 try:
     _load()
 except Exception as error:
-    if _rpo_requested():
+    # Without the table of algorithms only those of this package can be told.
+    if _asks_for("rpo|lean"):
         raise SystemExit(
-            f"rpo_verl: the plug-in could not be loaded ({type(error).__name__}: {error}), so RPO cannot run. "
-            "Repair the installation (pip install --force-reinstall rpo-verl), or train without RPO by leaving out "
-            "every rpo override."
+            f"rpo_verl: the plug-in could not be loaded ({type(error).__name__}: {error}), so the run would be veRL's "
+            "alone. Repair the installation (pip install --force-reinstall rpo-verl), or train without it by removing "
+            "the overrides of rpo and lean."
         ) from error
     raise

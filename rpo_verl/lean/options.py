@@ -14,10 +14,12 @@ class LeanConfig:
     saves (docs/benchmarks.md)."""
 
     skip_zero_advantage: bool = True
-    """Leave rows with zero advantages out of the actor's update. It applies where no other term of the loss (KL, entropy,
-    distillation) has a gradient on them, so the update stays the same. veRL's `actor/*` metrics then cover the other rows."""
+    """Leave rows with zero advantages out of the actor's update. It applies where no other term of the loss (KL,
+    entropy, distillation) has a gradient on them, so the update stays the same. veRL's `actor/*` metrics then cover the
+    other rows."""
 
     share_prefix: bool = False
-    """Compute what the rows of a group share, the question and any common prefix, once per micro-batch, in log-probabilities
-    and update. Results are the same up to rounding. It needs FSDP and plain causal attention (`sdpa`, `flash_attention_2`).
-    Behind a prefix an update takes about a fifth of the time on a CPU (docs/benchmarks.md); it has not run on a GPU."""
+    """Compute what the rows of a group share, the question and any common prefix, once per micro-batch, in
+    log-probabilities and update. Results are the same up to rounding. It needs FSDP and plain causal attention (`sdpa`,
+    `flash_attention_2`). Behind a prefix an update takes about a fifth of the time on a CPU (docs/benchmarks.md); it
+    has not run on a GPU."""

@@ -1,1 +1,1 @@
-"""The method itself, in plain Python and numpy: question → cached answer → prefix → shaped reward → kept response."""
+"""RPO itself, in plain Python and numpy: question → cached answer → start → group → shaped reward, credit, cache."""

@@ -2,6 +2,7 @@
 
 import math
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -9,12 +10,12 @@ from itertools import islice
 import numpy as np
 
 from rpo_verl.rpo.difficulty import NO_EVIDENCE, Evidence, mean_rate
+from rpo_verl.rpo.start import NO_TOKENS
 
 TOKEN_BYTES = 4
 #: Upper bound on what an entry takes beside its tokens: key, header, objects, dictionary (`make bench-cache`).
 ENTRY_BYTES = 300
 
-_NO_TOKENS = np.empty(0, dtype=np.int32)
 # Reward, evidence (wrong, tokens), step, failures, correct, number of question tokens.
 _HEADER = struct.Struct("<dddiIII")
 
@@ -33,14 +34,19 @@ class CachedAnswer:
     step: int
     """Training step of the oldest policy that wrote a part of it."""
 
-    question: np.ndarray = field(default_factory=lambda: _NO_TOKENS)
+    question: np.ndarray = field(default_factory=lambda: NO_TOKENS)
     """(q,) int32 token ids of the question, chat template applied."""
 
     failures: int = 0
-    """How many groups in a row failed altogether from a prefix of it."""
+    """Consecutive all-wrong groups that started from a prefix of it."""
 
     evidence: Evidence = NO_EVIDENCE
-    """Of how soon the policy goes wrong on the question."""
+    """How soon the policy goes wrong on the question."""
+
+    @property
+    def id(self) -> int:
+        """Identity of the answer among those of its question, by its tokens: the same in every process."""
+        return len(self.tokens) << 32 | zlib.crc32(self.tokens)
 
 
 def _pack(answer: CachedAnswer) -> bytes:
@@ -60,7 +66,7 @@ def _unpack(packed: bytes) -> CachedAnswer:
 
 
 class ExperienceCache:
-    """Maps question keys to answers, least recently used first.
+    """Maps question keys to answers, least recently updated first.
 
     An entry is one `bytes` object rather than an array and its attributes, which would cost as much as 60 tokens.
 
@@ -96,7 +102,7 @@ class ExperienceCache:
         return None if packed is None else _unpack(packed)
 
     def put(self, key: bytes, answer: CachedAnswer) -> bool:
-        """Make `answer` the question's answer, and the question the most recently used one.
+        """Make `answer` the question's answer, and the question the most recently updated one.
 
         Bounds are kept by `evict`, which the caller runs after a batch of updates.
 
@@ -141,11 +147,11 @@ class ExperienceCache:
 
     @property
     def evidence(self) -> Evidence:
-        """Of all questions together."""
+        """Evidence of all questions together."""
         return Evidence(self._wrong, self._tokens)
 
     def evict(self) -> int:
-        """Drop the least recently used entries until the bounds are kept; returns how many."""
+        """Drop the least recently updated entries until the bounds are kept; returns how many."""
         excess = max(0, len(self) - self.max_entries) if self.max_entries is not None else 0
         if self.max_bytes is not None:
             over, sizes = self.bytes - self.max_bytes, map(len, self._entries.values())
@@ -161,12 +167,12 @@ class ExperienceCache:
         return excess
 
     def items(self) -> Iterator[tuple[bytes, CachedAnswer]]:
-        """Keys and answers, least recently used first."""
+        """Keys and answers, least recently updated first."""
         return ((key, _unpack(packed)) for key, packed in self._entries.items())
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Size, evictions, the share of correct entries, their mean age in training steps at `step`, and the suffix of
-        which half the groups' members come out right, on the average question."""
+        """Size, evictions, share of correct entries, mean age in training steps at `step`, and the suffix length that
+        half of the members of an average group get right."""
         entries, rate = max(1, len(self)), mean_rate(self.evidence)
         return {
             "rpo/cache/entries": len(self),

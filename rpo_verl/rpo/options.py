@@ -10,8 +10,9 @@ class TruncationConfig:
     """Where a cached answer of `l` tokens is cut: drop `m` trailing tokens, drawn from {min_tokens, …, L}."""
 
     max_fraction: float | None = option(1.0, Range("in (0, 1]", lambda value: 0 < value <= 1))
-    """`L` as a fraction of `l`, rounded up; used where `max_tokens` is null. Smaller values save more tokens and train the
-    end of answers only. Paper: 0.5; 1.0 is the only value that kept up with GRPO on two policies (docs/benchmarks.md)."""
+    """`L` as a fraction of `l`, rounded up; used where `max_tokens` is null. Smaller values save more tokens and train
+    the end of answers only. Paper: 0.5; 1.0 is the only value that kept up with GRPO on two policies
+    (docs/benchmarks.md)."""
 
     max_tokens: int | None = option(None, at_least(1))
     """`L` in tokens; takes precedence over `max_fraction`. Paper: 300, 500, 800."""
@@ -20,12 +21,13 @@ class TruncationConfig:
     """Smallest `m` in tokens. 0 also replays whole answers, to which the policy can only add an EOS. Paper: 0."""
 
     distribution: str = option("uniform", one_of("uniform", "log_uniform"))
-    """How `m` is drawn. `log_uniform` has a density that falls as 1/m: mostly short suffixes, with a tail to `L`. Paper:
-    uniform; the tail reached 0.660 with 53 % of GRPO's tokens where GRPO had 0.677 (docs/benchmarks.md)."""
+    """How `m` is drawn. `log_uniform` has a density that falls as 1/m: mostly short suffixes, with a tail to `L`.
+    Paper: uniform; the tail reached 0.660 with 53 % of GRPO's tokens where GRPO had 0.677 (docs/benchmarks.md)."""
 
     draw_per: str = option("step", one_of("step", "question"))
-    """Draw one share of the range per `step`, or per `question`. A step lasts as long as its longest suffix, so a common
-    draw is faster. Paper: question; the common draw takes 93 % of its time for the same accuracy (docs/benchmarks.md)."""
+    """Draw one share of the range per `step`, or per `question`. A step lasts as long as its longest suffix, so a
+    common draw is faster. Paper: question; the common draw takes 93 % of its time for the same accuracy
+    (docs/benchmarks.md)."""
 
 
 @dataclass
@@ -33,8 +35,8 @@ class RolloutConfig:
     """Which groups start from a prefix."""
 
     full_rollout_every: float = option(4, Range("0 or at least 1", lambda value: value == 0 or value >= 1))
-    """Make every n-th training step full, which trains and refreshes the heads of answers. 2.5 means two steps of five; 0
-    switches it off. Paper: 0; 4 gained 5 points over 10 on answers of unequal length (docs/benchmarks.md)."""
+    """Make every n-th training step full, which trains and refreshes the heads of answers. 2.5 means two steps of five;
+    0 switches it off. Paper: 0; 4 gained 5 points over 10 on answers of unequal length (docs/benchmarks.md)."""
 
 
 @dataclass
@@ -49,13 +51,13 @@ class RewardConfig:
     single runs ended 13 to 23 points lower at an `L` of a quarter and a half (docs/ablations.md)."""
 
     lo: float = option(0.5, within(0, 1))
-    """Smallest factor on `r`. The sigmoid is at most 0.5 for answers longer than the mean, so 0.5 ranks only the shorter
-    ones. Paper: 0.5."""
+    """Smallest factor on `r`. The sigmoid is at most 0.5 for answers longer than the mean, so 0.5 ranks only the
+    shorter ones. Paper: 0.5."""
 
     filter_at_most: float | None = option(0.25, at_least(0))
     """Maximum zero-advantage prefixed groups that DAPO's filter may discard per step, as a multiple of
-    `data.train_batch_size`. After that they fill the batch. Null: no limit. Without one, a step behind long prefixes may
-    never end (docs/log.md)."""
+    `data.train_batch_size`. After that they fill the batch. Null: no limit. Without one, a step behind long prefixes
+    may never end (docs/log.md)."""
 
     correct_above: float = option(0.0, ANY)
     """A response is correct if its `acc` exceeds this, or its reward where the reward function reports no `acc`. 0 fits
@@ -67,8 +69,8 @@ class CacheConfig:
     """How the experience cache follows the groups."""
 
     greedy_prob: float = option(0.9, within(0, 1))
-    """Probability of keeping the response with the highest `R`; otherwise another one, uniformly. Paper: 0.1 by its formula,
-    0.9 by its summary; single runs show no order (docs/ablations.md)."""
+    """Probability of keeping the response with the highest `R`; otherwise another one, uniformly. Paper: 0.1 by its
+    formula, 0.9 by its summary; single runs show no order (docs/ablations.md)."""
 
     keep_correct: bool = True
     """Whether a correct answer is never replaced by a wrong response. Paper: false; a wrong prefix fails whole groups
@@ -82,12 +84,12 @@ class CacheConfig:
     """Maximum number of questions; the least recently updated are evicted. Null: no limit."""
 
     max_bytes: int | None = option(None, at_least(1))
-    """Maximum memory in bytes: 4 per token of question and answer, 300 per entry. Null: no limit. 7,000 answers of 4,096
-    tokens take about 120 MB (docs/cache.md)."""
+    """Maximum memory in bytes: 4 per token of question and answer, 300 per entry. Null: no limit. 7,000 answers of
+    4,096 tokens take about 120 MB (docs/cache.md)."""
 
     path: str | None = None
-    """Folder of a store to start from (`rpo-verl cache build` or `import`, or a checkpoint's `rpo`). A resumed run takes the
-    cache of its checkpoint."""
+    """Folder of a store to start from (`rpo-verl cache build` or `import`, or a checkpoint's `rpo`). A resumed run
+    takes the cache of its checkpoint."""
 
 
 @dataclass
@@ -95,8 +97,8 @@ class CreditConfig:
     """Which tokens of a response are trained, and with which advantage."""
 
     rule: str = option("none", one_of("none", "literal"))
-    """`none` trains the suffix alone. `literal` gives the prefix the advantage of its suffix, as the paper's formula does.
-    Paper: literal; it took 1.6 times as long and ended 2 points lower in single runs (docs/ablations.md)."""
+    """`none` trains the suffix alone. `literal` gives the prefix the advantage of its suffix, as the paper's formula
+    does. Paper: literal; it took 1.6 times as long and ended 2 points lower in single runs (docs/ablations.md)."""
 
 
 @dataclass

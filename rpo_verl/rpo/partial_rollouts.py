@@ -1,169 +1,165 @@
-"""RPO's two decisions about a question: what its next group starts from, and what the cache learns from the group."""
+"""RPO around one experience cache: what a group starts from, and what the cache learns from finished groups."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from rpo_verl.rpo import draws
+from rpo_verl.question import TokenizerIdentity, question_key
+from rpo_verl.rpo import store
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
-from rpo_verl.rpo.cut import adapted_dropped, draw_dropped, prefix_length
+from rpo_verl.rpo.cut import draw_dropped, prefix_length
 from rpo_verl.rpo.difficulty import NO_EVIDENCE, Evidence, mean_rate, rate
+from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import RPOConfig
 from rpo_verl.rpo.selection import choose_response
+from rpo_verl.rpo.start import Kind, Start
 
-Kind = Literal["full", "prefixed", "refreshed"]
-
-_NO_TOKENS = np.empty(0, dtype=np.int32)
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What the group of one question starts from in one step; all its members share it."""
-
-    key: bytes
-    """The question."""
-
-    kind: Kind
-    """`full`: nothing cached; `prefixed`: a cached prefix; `refreshed`: cached, but a full rollout all the same."""
-
-    prefix: np.ndarray
-    """(p,) int32 token ids, empty for a full rollout."""
-
-    dropped: int
-    """The truncation length `m`, tokens; 0 for a full rollout."""
-
-    suffix_max_tokens: int
-    """Most tokens the policy may generate."""
-
-    source_step: int
-    """Step whose policy wrote the prefix; -1 for a full rollout."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which response of a finished group is offered to the cache."""
-
-    member: int
-    greedy: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the cache did with it."""
-
-    stored: bool
-    dropped: bool
-    """The old answer is no longer trusted: `max_failures` groups in a row failed from a prefix of it."""
+Fetch = Callable[[Sequence[str]], Sequence[tuple[np.ndarray, np.ndarray]]]
+"""Names of rows → (question, response) token ids of each."""
 
 
 class PartialRollouts:
-    """Plans the start of every group and keeps the experience cache."""
+    """Owns the experience cache: plans groups, observes them, saves and loads.
 
-    def __init__(self, config: RPOConfig, max_response_length: int) -> None:
-        self.config = config
-        self.max_response_length = max_response_length
-        self.cache = ExperienceCache(**self.bounds)
+    Args:
+        config: the options.
+        max_response_length: veRL's `data.max_response_length`, tokens.
+        identity: of the tokenizer and chat template; keys and stores depend on it.
+        end_ids: ids at which generation ends; cached answers do without a final one.
+    """
+
+    def __init__(
+        self,
+        config: RPOConfig,
+        max_response_length: int,
+        identity: TokenizerIdentity,
+        end_ids: Collection[int] = (),
+    ) -> None:
+        self._config, self._max_response_length = config, max_response_length
+        self._identity, self._fingerprint, self._end_ids = identity, identity.fingerprint, frozenset(end_ids)
+        self._cache = ExperienceCache(**self._bounds)
 
     @property
-    def bounds(self) -> dict[str, bool | int | None]:
-        """What the cache is created with, here and from a store."""
-        cache = self.config.cache
+    def _bounds(self) -> dict[str, bool | int | None]:
+        cache = self._config.cache
         return {"keep_correct": cache.keep_correct, "max_entries": cache.max_entries, "max_bytes": cache.max_bytes}
 
-    def plan(self, key: bytes, step: int) -> Start:
-        """Decide what the question's group starts from; a function of the cache and of (seed, step, question).
+    def plan(self, question_ids: Sequence[int], step: int, group_size: int) -> Start:
+        """Decide what a question's group starts from; a function of the cache and of (seed, step, question).
 
         Args:
-            key: the question.
+            question_ids: (q,) token ids of the question, chat template applied.
             step: the training step.
+            group_size: responses the group is to have.
         """
-        answer = self.cache.get(key)
+        question = question_key(question_ids, self._fingerprint)
+
+        def full(kind: Kind) -> Start:
+            return Start(question, kind, group_size, self._max_response_length)
+
+        answer = self._cache.get(question)
         if answer is None:
-            return self._full(key, "full")
-        max_age = self.config.cache.max_age
-        if max_age is not None and step - answer.step > max_age:
-            return self._full(key, "refreshed")
-        draw_key = (self.config.seed, step, key)
-        every = self.config.rollout.full_rollout_every
-        if (every and step // every > (step - 1) // every) or draws.uniform(
-            *draw_key, "full"
-        ) < self.config.rollout.full_rollout_prob:
-            return self._full(key, "refreshed")
+            return full("full")
+        every = self._config.rollout.full_rollout_every
+        if every and step // every > (step - 1) // every:
+            return full("refreshed")
         length = len(answer.tokens)
-        dropped = self._dropped(answer, step, key)
-        kept = prefix_length(length, dropped, self.max_response_length, self.config.truncation)
+        dropped = draw_dropped(length, self._config.truncation, self._config.seed, step, question)
+        kept = prefix_length(length, dropped, self._max_response_length)
         if kept == 0:
-            return self._full(key, "refreshed")
-        return Start(key, "prefixed", answer.tokens[:kept], length - kept, self._room(kept, length - kept), answer.step)
+            return full("refreshed")
+        room = self._max_response_length - kept
+        prefix = answer.tokens[:kept]
+        return Start(question, "prefixed", group_size, room, prefix, length - kept, answer.id, answer.step)
 
-    def choose(self, key: bytes, step: int, shaped: np.ndarray) -> Choice:
-        """The response of a finished group that may become the question's answer.
+    def observe(self, groups: Sequence[Group], step: int, fetch: Fetch) -> Counter[str]:
+        """Update the cache with finished groups (paper, section 3, cache update).
 
-        Args:
-            key: the question.
-            step: the step that trains on the group.
-            shaped: (G,) float, shaped rewards `R`.
-        """
-        return Choice(*choose_response(shaped, self.config.cache.greedy_prob, self.config.seed, step, key))
-
-    def observe(
-        self, key: bytes, answer: CachedAnswer, correct: np.ndarray, generated: np.ndarray, prefix_tokens: int
-    ) -> Outcome:
-        """Update the cache with a finished group (paper, section 3, cache update).
+        Incomplete groups prove nothing about their prefix and are ignored.
 
         Args:
-            key: the question.
-            answer: the response of its choice.
-            correct: (G,) bool, of its members.
-            generated: (G,) int, tokens behind the prefix.
-            prefix_tokens: how many tokens of it are the prefix that its group started from; 0 for a full rollout.
+            groups: finished groups, in the order in which the cache is to see them.
+            step: the training step.
+            fetch: called once, with a row of every complete group; must return its token ids.
+
+        Returns:
+            Counts of groups: `offered`, of these `greedy`; and what became of them: `stored`, `kept` (the old answer
+            stays), `dropped` (the old answer goes), `late`.
+
+        Raises:
+            RuntimeError: if a group has another question than the one it was planned for.
         """
-        old = self.cache.get(key)
-        if prefix_tokens > 0 and (old is None or not _same_head(old, answer, prefix_tokens)):
-            # In flight, the answer that the group started from was replaced or dropped: the group comes too late.
-            return Outcome(stored=False, dropped=False)
+        complete = [group for group in groups if group.complete]
+        counts = Counter(offered=len(complete))
+        if not complete:
+            return counts
+        choices = [
+            choose_response(group.shaped, self._config.cache.greedy_prob, self._config.seed, step, group.start.question)
+            for group in complete
+        ]
+        rows = fetch([group.keys[member] for group, (member, _) in zip(complete, choices, strict=True)])
+        for group, (member, greedy), (question, response) in zip(complete, choices, rows, strict=True):
+            counts["greedy"] += greedy
+            counts[self._learn(group, member, question, response)] += 1
+        return counts
+
+    def end_step(self, step: int) -> dict[str, float]:
+        """Evict what exceeds the cache's bounds; returns its metrics."""
+        self._cache.evict()
+        return self._cache.metrics(step)
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write the cache to `folder`, as of the training step."""
+        store.save(self._cache, folder, self._identity, step)
+
+    def load(self, folder: Path) -> store.Manifest:
+        """Replace the cache by the store in `folder`.
+
+        Raises:
+            StoreError: if the store is damaged or belongs to another tokenizer.
+        """
+        self._cache, manifest = store.load(folder, self._identity, **self._bounds)
+        return manifest
+
+    def _learn(self, group: Group, member: int, question: np.ndarray, response: np.ndarray) -> str:
+        """Offer one response of a group to the cache; returns what became of it."""
+        start = group.start
+        if question_key(question, self._fingerprint) != start.question:
+            raise RuntimeError(
+                f"rpo_verl: veRL rolled out {len(question)} question tokens that are not those the question was looked "
+                "up by. Please report this with your data.apply_chat_template_kwargs and model."
+            )
+        old = self._cache.get(start.question)
         failures = 0
-        if prefix_tokens > 0:
-            failures = 0 if correct.any() else old.failures + 1
-            max_failures = self.config.cache.max_failures
+        if group.prefixed:
+            if old is None or old.id != start.answer_id:
+                # In flight, the answer that the group started from was replaced or dropped.
+                return "late"
+            failures = 0 if group.correct.any() else old.failures + 1
+            max_failures = self._config.cache.max_failures
             if max_failures is not None and failures >= max_failures:
-                self.cache.drop(key)
-                return Outcome(stored=False, dropped=True)
+                self._cache.drop(start.question)
+                return "dropped"
         before = NO_EVIDENCE if old is None else old.evidence
-        evidence = before.after(correct, generated, self._rate(before))
-        finite = bool(np.isfinite(answer.reward))
-        stored = finite and self.cache.put(key, replace(answer, failures=failures, evidence=evidence))
-        if not stored and old is not None:
-            self.cache.amend(key, failures if prefix_tokens > 0 else old.failures, evidence)
-        return Outcome(stored, dropped=False)
+        evidence = before.after(group.correct, group.generated, self._rate(before))
+        tokens = response[:-1] if len(response) and int(response[-1]) in self._end_ids else response
+        answer = CachedAnswer(
+            tokens=tokens,
+            correct=bool(group.correct[member]),
+            reward=float(group.rewards[member]),
+            step=int(group.oldest_policy[member]),
+            question=question,
+            failures=failures,
+            evidence=evidence,
+        )
+        if self._cache.put(start.question, answer):
+            return "stored"
+        self._cache.amend(start.question, failures if group.prefixed else old.failures, evidence)
+        return "kept"
 
     def _rate(self, own: Evidence) -> float | None:
         """At which the policy goes wrong on a question, per token; None before it was seen on any."""
-        mean = mean_rate(self.cache.evidence)
+        mean = mean_rate(self._cache.evidence)
         return None if mean is None else rate(own, mean)
-
-    def _dropped(self, answer: CachedAnswer, step: int, key: bytes) -> int:
-        """The truncation length `m`."""
-        length, truncation, seed = len(answer.tokens), self.config.truncation, self.config.seed
-        mean = mean_rate(self.cache.evidence)
-        if not truncation.adaptive or mean is None:
-            return draw_dropped(length, truncation, seed, step, key)
-        return adapted_dropped(length, rate(answer.evidence, mean), mean, truncation, seed, step)
-
-    def _full(self, key: bytes, kind: Kind) -> Start:
-        return Start(key, kind, _NO_TOKENS, 0, self.max_response_length, -1)
-
-    def _room(self, prefix_tokens: int, dropped: int) -> int:
-        """What is left of the response budget after the prefix, within the optional caps; at least one token."""
-        rollout = self.config.rollout
-        room = self.max_response_length - prefix_tokens
-        if rollout.suffix_max_tokens is not None:
-            room = min(room, rollout.suffix_max_tokens)
-        if rollout.suffix_max_multiple is not None:
-            room = min(room, int(np.ceil(rollout.suffix_max_multiple * dropped)))
-        return max(1, room)
-
-
-def _same_head(one: CachedAnswer, other: CachedAnswer, tokens: int) -> bool:
-    return np.array_equal(one.tokens[:tokens], other.tokens[:tokens])

@@ -17,18 +17,18 @@ def is_correct(reward: float, accuracy: float | None, above: float = 0.0) -> boo
 
 
 def shape_group(rewards: np.ndarray, lengths: np.ndarray, correct: np.ndarray, config: RewardConfig) -> np.ndarray:
-    """Shaped rewards: `R_i = r_i * clip(sigmoid(alpha * (l_ref - l_i)), lo, hi)` where correct, else `r_i`.
+    """Shape rewards: `R_i = r_i * max(lo, sigmoid(alpha * (mean(l) - l_i)))` where correct, else `r_i`.
 
-    For rewards of 0 and 1 this is the paper's `clip(r_i * sigmoid(…), lo, hi)` (section 3, length-aware reward), except
+    For rewards of 0 and 1 this is the paper's `clip(r_i * sigmoid(…), lo, 1)` (section 3, length-aware reward), except
     that its literal text would lift wrong answers to `lo`. Other rewards keep their scale: that formula would pay 4 and
-    8 alike, a format bonus of 0.1 as much as a right answer, and undo DAPO's penalty on overlong ones. A correct
+    8 equally, a format bonus of 0.1 as much as a right answer, and undo DAPO's penalty on overlong responses. A correct
     response whose penalties leave nothing (`r_i <= 0`) keeps its reward too.
 
     Args:
         rewards: (G,) float, base rewards `r`.
         lengths: (G,) int, tokens of each whole response.
         correct: (G,) bool.
-        config: alpha, clip bounds, length reference; with `shaping` off the rewards come back unchanged.
+        config: alpha and lower bound; with `shaping` off the rewards come back unchanged.
 
     Returns:
         (G,) float64.
@@ -38,7 +38,6 @@ def shape_group(rewards: np.ndarray, lengths: np.ndarray, correct: np.ndarray, c
     if not config.shaping or not correct.any():
         return rewards.copy()
     lengths = np.asarray(lengths, dtype=np.float64)
-    reference = lengths[correct].mean() if config.length_reference == "correct" else lengths.mean()
     # 1 / (1 + exp(-x)) written with tanh, which does not overflow.
-    preference = 0.5 * (1.0 + np.tanh(0.5 * config.alpha * (reference - lengths)))
-    return np.where(correct & (rewards > 0), rewards * np.clip(preference, config.lo, config.hi), rewards)
+    preference = 0.5 * (1.0 + np.tanh(0.5 * config.alpha * (lengths.mean() - lengths)))
+    return np.where(correct & (rewards > 0), rewards * np.maximum(preference, config.lo), rewards)

@@ -68,7 +68,7 @@ class Manifest:
 
 
 def save(cache: ExperienceCache, folder: Path, tokenizer: TokenizerIdentity, step: int) -> Manifest:
-    """Write the cache to `folder`, least recently used entry first, replacing what is there in one move.
+    """Write the cache to `folder`, least recently updated entry first, replacing what is there in one move.
 
     Args:
         cache: what to write.
@@ -108,7 +108,7 @@ def load(folder: Path, tokenizer: TokenizerIdentity | None = None, **bounds: Any
     Args:
         folder: a folder `save` wrote.
         tokenizer: the one in use, which must be the store's; None accepts any.
-        bounds: what `ExperienceCache` takes. Least recently used entries beyond them are left out.
+        bounds: what `ExperienceCache` takes. Least recently updated entries beyond them are evicted.
 
     Raises:
         StoreError: if the store is incomplete, altered, of a newer schema, or of another tokenizer or chat template.

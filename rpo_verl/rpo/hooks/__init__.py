@@ -1,1 +1,1 @@
-"""One thin module per hook of veRL; everything here may import the core, never the reverse."""
+"""One thin adapter per hook of veRL; everything here may import the pure rooms, never the reverse."""

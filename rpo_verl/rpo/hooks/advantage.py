@@ -1,6 +1,5 @@
-"""The registered advantage estimator: length-aware shaping, the estimator the user configured, the paper's mean."""
+"""The registered advantage estimator: length-aware shaping, then the estimator the user configured."""
 
-from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +21,9 @@ UNSUPPORTED = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Shaping:
-    """What the estimator has to know of the batch whose advantages are being computed, and what it leaves behind."""
+    """What the estimator has to know of the batch whose advantages veRL computes."""
 
     bonus: np.ndarray
     """(B,) float, `R - r` of every row."""
@@ -32,87 +31,15 @@ class Shaping:
     last_token: np.ndarray
     """(B,) int, index of the last token of every response."""
 
-    upstream: str
+    estimator: str
     """Name of the user's estimator."""
-
-    prefix_tokens: np.ndarray
-    """(B,) int, tokens of every response that the loss leaves out but its mean counts."""
-
-    loss_agg_mode: str
-    """How veRL sums up the loss of single tokens."""
 
     final_row: np.ndarray
     """(B,) int, row of the last output of every row's session; a row of its own where sessions have one output each."""
 
-    weights: np.ndarray | None = None
-    """(B,) float, set by the estimator: by how much it scaled every row's advantage for the mean over responses."""
-
 
 #: Set by the trainer around veRL's advantage computation, which has no argument for it.
 SHAPING: ContextVar[Shaping] = ContextVar("rpo_shaping")
-
-
-def final_rows(keys: Sequence[str]) -> np.ndarray:
-    """For every row the one that holds the last output of its session: agent loops may return several.
-
-    Args:
-        keys: (B,) veRL's `{uid}_{session}_{output}`.
-
-    Returns:
-        (B,) int.
-    """
-    sessions = [key.rsplit("_", 1) for key in keys]
-    last: dict[str, tuple[int, int]] = {}
-    for row, (session, output) in enumerate(sessions):
-        last[session] = max(last.get(session, (-1, -1)), (int(output), row))
-    return np.array([last[session][1] for session, _ in sessions], dtype=int)
-
-
-def response_mean_weights(suffix_tokens: torch.Tensor, prefix_tokens: torch.Tensor, loss_agg_mode: str) -> torch.Tensor:
-    """Factors that turn veRL's mean over suffix tokens into one over the tokens of whole responses.
-
-    The paper's objective divides by `|o|`, prefix included; the prefix adds nothing to the sum, because the advantages
-    of a group that shares it cancel. veRL divides by what `response_mask` covers, which is the suffix. The clipped
-    policy losses are linear in the advantages, so a factor on them is a factor on the loss; those that select tokens by
-    their covariance with the advantage (`clip_cov`, `kl_cov`) see it scaled. With several mini-batches in a step,
-    `token-mean` uses the ratio of the step rather than that of each.
-
-    Args:
-        suffix_tokens: (B,) int, tokens in the loss.
-        prefix_tokens: (B,) int, tokens that only the mean counts.
-        loss_agg_mode: veRL's `actor.loss_agg_mode`. Modes that sum over tokens need no factor.
-
-    Returns:
-        (B, 1) float32, in [0, 1].
-    """
-    whole = suffix_tokens + prefix_tokens
-    if loss_agg_mode == "token-mean":
-        weights = (suffix_tokens.sum() / whole.sum().clamp(min=1)).expand(len(whole))
-    elif loss_agg_mode == "seq-mean-token-mean":
-        weights = suffix_tokens / whole.clamp(min=1)
-    else:
-        weights = torch.ones(len(whole))
-    return weights.float().unsqueeze(-1)
-
-
-def extend_to_prefix(
-    mask: torch.Tensor, advantages: torch.Tensor, returns: torch.Tensor, prefix_tokens: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The paper's literal loss: the whole response counts, and its prefix has the advantage of its suffix.
-
-    Args:
-        mask: (l,) int, 0 on the prefix, 1 on the suffix.
-        advantages: (l,) float, 0 on the prefix.
-        returns: (l,) float, 0 on the prefix.
-        prefix_tokens: tokens of the prefix; a suffix has at least one.
-
-    Returns:
-        the three of them with the prefix filled in.
-    """
-    mask, advantages, returns = mask.clone(), advantages.clone(), returns.clone()
-    mask[:prefix_tokens] = 1
-    advantages[:prefix_tokens], returns[:prefix_tokens] = advantages[prefix_tokens], returns[prefix_tokens]
-    return mask, advantages, returns
 
 
 @register_adv_est(contract.NAME)
@@ -122,7 +49,7 @@ def compute_shaped_advantage(
     config: DictConfig,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add `R - r` on the last token of each response, call the user's estimator, and take the mean over responses.
+    """Add `R - r` on the last token of each response, and call the user's estimator.
 
     Args:
         token_level_rewards: (B, T) float, base reward on the last token of the response, minus a KL penalty if any.
@@ -146,24 +73,18 @@ def compute_shaped_advantage(
     shaped = token_level_rewards.clone()
     rows = torch.arange(len(shaped))
     shaped[rows, torch.as_tensor(shaping.last_token)] += torch.as_tensor(shaping.bonus, dtype=shaped.dtype)
-    upstream = get_adv_estimator_fn(shaping.upstream)
-    if shaping.upstream == "grpo":
-        # What veRL does on a path of its own for GRPO, and for no registered estimator: an option, one vote a session.
-        kwargs["norm_adv_by_std_in_grpo"] = config.get("norm_adv_by_std_in_grpo", True)
-        finals, session = np.unique(shaping.final_row, return_inverse=True)
-        final, _ = upstream(
-            token_level_rewards=shaped[finals],
-            response_mask=response_mask[finals],
-            config=config,
-            **{**kwargs, "index": kwargs["index"][finals]},
-        )
-        first = response_mask[finals].argmax(dim=-1)
-        advantages = final[torch.arange(len(finals)), first][session].unsqueeze(-1) * response_mask
-        returns = advantages
-    else:
-        advantages, returns = upstream(token_level_rewards=shaped, response_mask=response_mask, config=config, **kwargs)
-    weights = response_mean_weights(
-        response_mask.sum(dim=-1), torch.as_tensor(shaping.prefix_tokens), shaping.loss_agg_mode
+    estimator = get_adv_estimator_fn(shaping.estimator)
+    if shaping.estimator != "grpo":
+        return estimator(token_level_rewards=shaped, response_mask=response_mask, config=config, **kwargs)
+    # What veRL does on a path of its own for GRPO, and for no registered estimator: an option, one vote a session.
+    kwargs["norm_adv_by_std_in_grpo"] = config.get("norm_adv_by_std_in_grpo", True)
+    finals, session = np.unique(shaping.final_row, return_inverse=True)
+    final, _ = estimator(
+        token_level_rewards=shaped[finals],
+        response_mask=response_mask[finals],
+        config=config,
+        **{**kwargs, "index": kwargs["index"][finals]},
     )
-    shaping.weights = weights.flatten().numpy()
-    return advantages * weights, returns
+    first = response_mask[finals].argmax(dim=-1)
+    advantages = final[torch.arange(len(finals)), first][session].unsqueeze(-1) * response_mask
+    return advantages, advantages

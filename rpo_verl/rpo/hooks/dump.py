@@ -1,12 +1,11 @@
-"""What RPO adds to the records of `trainer.rollout_data_dir`: the prefix, where it came from, what the row earned."""
+"""What RPO adds to the records of `trainer.rollout_data_dir`: the prefix, its source, the row's rewards and
+advantage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import transfer_queue as tq
-
-from rpo_verl.rpo.hooks.groups import Groups
+from rpo_verl.rpo.group import Group
+from rpo_verl.upstream import queue
 
 #: Columns in the order they are written; None in rows that RPO did not start.
 COLUMNS = (
@@ -23,41 +22,38 @@ COLUMNS = (
 )
 
 
-def dump_records(groups: Groups, step: int, tokenizer: Any, weights: np.ndarray) -> dict[str, dict[str, Any]]:
+def dump_records(
+    groups: Sequence[Group], partition_id: str, step: int, tokenizer: Any, advantages: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
     """Key of the row → what its record gains.
 
     Args:
-        groups: the batch, its advantages computed and in the queue.
+        groups: those of the batch.
+        partition_id: the batch's.
         step: the training step.
         tokenizer: decodes the prefix, which opens the record's `output` unless a character spans the boundary.
-        weights: (B,) float, what the advantages in the queue were scaled with; records have those of the estimator.
+        advantages: key of the row → advantage of its first generated token, as the estimator computed it.
     """
-    own = [i for members in groups.members.values() for i in members]
-    if not own:
-        return {}
-    data = tq.kv_batch_get(
-        keys=[groups.keys[i] for i in own],
-        partition_id=groups.partition_id,
-        select_fields=["responses", "advantages", "response_mask"],
-    )
-    columns = (data[name].unbind() for name in ("responses", "advantages", "response_mask"))
+    keys = [key for group in groups for key in group.keys]
+    responses = iter(queue.read(keys, partition_id, "responses")[0])
     records = {}
-    for i, response, advantages, mask in zip(own, *columns, strict=True):
-        row = groups.rows[i]
-        generated = advantages[mask.bool()]
-        values = (
-            row.kind,
-            row.prefix_tokens,
-            tokenizer.decode(response[: row.prefix_tokens], skip_special_tokens=True),
-            row.dropped,
-            row.source_step if row.prefix_tokens else None,
-            step - row.source_step if row.prefix_tokens else None,
-            row.correct,
-            row.reward,
-            float(groups.shaped[i]),
-            float(generated[0]) / float(weights[i]) if len(generated) else None,
-        )
-        records[groups.keys[i]] = dict(zip(COLUMNS, values, strict=True))
+    for group in groups:
+        start = group.start
+        for i, key in enumerate(group.keys):
+            reused, response = int(group.prefix_tokens[i]), next(responses)
+            values = (
+                start.kind,
+                reused,
+                tokenizer.decode(response[:reused], skip_special_tokens=True),
+                start.dropped,
+                start.source_step if reused else None,
+                step - start.source_step if reused else None,
+                bool(group.correct[i]),
+                float(group.rewards[i]),
+                float(group.shaped[i]),
+                advantages[key],
+            )
+            records[key] = dict(zip(COLUMNS, values, strict=True))
     return records
 
 

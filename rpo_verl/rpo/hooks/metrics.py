@@ -4,27 +4,27 @@ veRL reduces metrics by substrings of their names (`max`, `min`, `sum`, `total`,
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from rpo_verl.rpo.hooks.groups import Groups, Updates
+from rpo_verl.rpo.group import Group, differ
 
 
-class LeftOut:
-    """What finished groups cost that RPO started and veRL left out of the batch."""
+class Discarded:
+    """Counts finished groups that veRL discards before they reach a batch."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def add(self, groups: Groups, updates: Updates) -> None:
+    def add(self, groups: Sequence[Group], updates: Counter[str]) -> None:
         """Count groups and what the cache did with them."""
-        own = (row for row in groups.rows if row is not None)
         self._counts.update(
-            groups=len(groups.members),
-            prefixed=len(groups.prefixed),
-            tokens=sum(row.response_tokens - row.prefix_tokens for row in own),
-            dropped=updates.dropped,
+            groups=len(groups),
+            prefixed=sum(group.prefixed for group in groups),
+            tokens=sum(int(group.generated.sum()) for group in groups),
+            dropped=updates["dropped"],
         )
 
     def pop(self) -> dict[str, int]:
@@ -38,46 +38,44 @@ class LeftOut:
         }
 
 
-def batch_metrics(groups: Groups, updates: Updates) -> dict[str, Any]:
-    """Metrics of the groups that RPO started; empty if there were none.
+def batch_metrics(groups: Sequence[Group], updates: Counter[str]) -> dict[str, Any]:
+    """Metrics of the groups of a batch that RPO started; empty if there are none.
 
     Args:
-        groups: the batch.
-        updates: what the cache did with them.
+        groups: those of the batch.
+        updates: what the cache did with them, by `PartialRollouts.observe`.
     """
-    rows, members_of, shaped = groups.rows, groups.members, groups.shaped
-    own = [row for row in rows if row is not None]
-    if not own:
+    if not groups:
         return {}
-    prefix = np.array([row.prefix_tokens for row in own])
-    response = np.array([row.response_tokens for row in own])
-    suffix = response - prefix
-    kinds = Counter(rows[members[0]].kind for members in members_of.values())
-    hit_suffix = suffix[[row.kind == "prefixed" for row in own]]
-    base_flat = [len({rows[i].reward for i in members}) == 1 for members in members_of.values()]
-    shaped_flat = [float(np.ptp(shaped[members])) == 0.0 for members in members_of.values()]
-    own_shaped = shaped[[row is not None for row in rows]]
+
+    def members(name: str) -> np.ndarray:
+        return np.concatenate([getattr(group, name) for group in groups])
+
+    prefix, suffix, response = members("prefix_tokens"), members("generated"), members("response_tokens")
+    kinds = Counter(group.start.kind for group in groups)
+    on_hit = [group.generated for group in groups if group.prefixed]
     metrics = {
         "rpo/groups/full_total": kinds["full"],
         "rpo/groups/prefixed_total": kinds["prefixed"],
         "rpo/groups/refreshed_total": kinds["refreshed"],
-        "rpo/cache/hit_rate": 1 - kinds["full"] / len(members_of),
+        "rpo/groups/no_signal_share_before_shaping": float(np.mean([not differ(group.rewards) for group in groups])),
+        "rpo/groups/no_signal_share_after_shaping": float(np.mean([not group.has_signal for group in groups])),
         "rpo/tokens/generated_total": int(suffix.sum()),
         "rpo/tokens/reused_total": int(prefix.sum()),
         "rpo/tokens/saved_share": float(prefix.sum() / response.sum()),
-        "rpo/reward/base_mean": float(np.mean([row.reward for row in own])),
-        "rpo/reward/shaped_mean": float(own_shaped.mean()),
-        "rpo/reward/correct_share": float(np.mean([row.correct for row in own])),
-        "rpo/groups/no_signal_share_before_shaping": float(np.mean(base_flat)),
-        "rpo/groups/no_signal_share_after_shaping": float(np.mean(shaped_flat)),
-        "rpo/suffix/capped_share": float(np.mean([row.capped for row in own])),
-        "rpo/cache/greedy_updates_total": updates.greedy,
-        "rpo/cache/exploratory_updates_total": updates.offered - updates.greedy,
-        "rpo/cache/stored_updates_total": updates.stored,
-        "rpo/cache/dropped_total": updates.dropped,
+        "rpo/reward/base_mean": float(members("rewards").mean()),
+        "rpo/reward/shaped_mean": float(members("shaped").mean()),
+        "rpo/reward/correct_share": float(members("correct").mean()),
+        "rpo/suffix/capped_share": float(members("capped").mean()),
+        "rpo/cache/hit_rate": 1 - kinds["full"] / len(groups),
+        "rpo/cache/greedy_updates_total": updates["greedy"],
+        "rpo/cache/exploratory_updates_total": updates["offered"] - updates["greedy"],
+        "rpo/cache/stored_updates_total": updates["stored"],
+        "rpo/cache/dropped_total": updates["dropped"],
+        "rpo/cache/late_total": updates["late"],
     }
-    if hit_suffix.size:
-        metrics["rpo/tokens/generated_per_sample_on_hit"] = float(hit_suffix.mean())
+    if on_hit:
+        metrics["rpo/tokens/generated_per_sample_on_hit"] = float(np.concatenate(on_hit).mean())
     for name, lengths in (("prefix", prefix), ("suffix", suffix), ("response", response)):
         metrics[f"rpo/{name}/length_mean"] = float(lengths.mean())
         metrics[f"rpo/{name}/length_max"] = int(lengths.max())

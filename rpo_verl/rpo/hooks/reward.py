@@ -3,12 +3,14 @@
 import math
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 from verl import DataProto
-from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.experimental.reward_loop.reward_manager.registry import register
 from verl.trainer.ppo.reward import load_reward_manager
 
+from rpo_verl.rpo.hooks.agent_loop import START
+from rpo_verl.rpo.hooks.settings import WRAPPED, users_config
 from rpo_verl.rpo.shaping import is_correct
 from rpo_verl.upstream import contract
 
@@ -20,15 +22,6 @@ def verdict(reward: float, reward_extra_info: dict[str, Any], config: DictConfig
     """Whether a response counts as correct, from its reward and the `acc` its reward function may have reported."""
     accuracy = reward_extra_info.get("acc")
     return is_correct(reward, None if accuracy is None else float(accuracy), config.correct_above)
-
-
-def users_config(config: DictConfig) -> DictConfig:
-    """A copy of veRL's configuration that names the reward manager the user chose, which RPO's wraps."""
-    own = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-    with open_dict(own):
-        own.reward.reward_manager.name = config.rpo.upstream.reward_manager
-        own.reward.reward_manager.source = config.rpo.upstream.reward_manager_source
-    return own
 
 
 @register(contract.NAME)
@@ -54,14 +47,14 @@ class WholeResponseRewardManager(RewardManagerBase):
             ValueError: if the user's reward is not a finite number; the response then fails as veRL fails it.
         """
         result = await self._inner.run_single(data)
-        starts = data.non_tensor_batch.get("rpo_start")
+        starts = data.non_tensor_batch.get(START)
         if starts is None or starts[-1] is None:
             return result
         reward, info = result["reward_score"], result.get("reward_extra_info", {})
         if reward is None or not math.isfinite(reward):
             raise ValueError(
                 f"the reward function returned {reward!r}; RPO needs a finite number for every response. "
-                f"Reward manager: {self.config.rpo.upstream.reward_manager!r}."
+                f"Reward manager: {self.config[WRAPPED].reward_manager!r}."
             )
         result["reward_extra_info"] = {
             **info,

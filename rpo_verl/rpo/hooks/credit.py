@@ -1,0 +1,55 @@
+"""Credit, written to veRL's queue once, after the user's estimator."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rpo_verl.rpo.credit import credit, response_mean_weights
+from rpo_verl.rpo.group import Group
+from rpo_verl.upstream import queue
+
+
+def write_credit(
+    keys: Sequence[str], partition_id: str, groups: Sequence[Group], rule: str, loss_agg_mode: str
+) -> dict[str, float]:
+    """Give every token of a batch its final advantage, and put the tokens of spans into the loss.
+
+    Args:
+        keys: (B,) rows of the batch; the estimator's advantages are in the queue.
+        partition_id: the batch's.
+        groups: those of the batch that RPO started.
+        rule: see `rpo_verl.rpo.credit`.
+        loss_agg_mode: veRL's `actor.loss_agg_mode`.
+
+    Returns:
+        Row of a group → advantage of its first generated token, as the estimator computed it.
+    """
+    names = ("advantages", "returns", "response_mask")
+    rows = {key: list(row) for key, *row in zip(keys, *queue.read(keys, partition_id, *names), strict=True)}
+    estimated, spans, untrained = {}, {}, {}
+    for group in groups:
+        reused = group.prefix_tokens.tolist()
+        own = np.array([float(rows[key][0][tokens]) for key, tokens in zip(group.keys, reused, strict=True)])
+        estimated |= zip(group.keys, own.tolist(), strict=True)
+        found = credit(group, own, rule)
+        spans |= {key: row for key, row in zip(group.keys, found, strict=True) if row}
+        covered = [sum(stop - start for start, stop, _ in row) for row in found]
+        untrained |= {key: n - m for key, n, m in zip(group.keys, reused, covered, strict=True)}
+    trained = np.array([int(mask.sum()) for _, _, mask in rows.values()])
+    weights = response_mean_weights(trained, np.array([untrained.get(key, 0) for key in keys]), loss_agg_mode)
+    changed = list(rows) if (weights != 1).any() else list(spans)
+    if not changed:
+        return estimated
+    factors = dict(zip(rows, weights.astype(np.float32).tolist(), strict=True))
+    for key in changed:
+        advantages, returns, mask = (values.clone() for values in rows[key])
+        advantages *= factors[key]
+        for start, stop, advantage in spans.get(key, ()):
+            advantages[start:stop], returns[start:stop], mask[start:stop] = advantage * factors[key], returns[stop], 1
+        rows[key] = [advantages, returns, mask]
+    columns = dict(zip(names, zip(*(rows[key] for key in changed), strict=True), strict=True))
+    mask = columns.pop("response_mask")
+    # veRL keeps the mask under two names.
+    masks = {"response_mask": mask, "loss_mask": mask} if spans else {}
+    queue.write(changed, partition_id, **columns, **masks)
+    return estimated

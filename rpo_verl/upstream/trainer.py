@@ -1,0 +1,43 @@
+"""veRL's registered trainers with the mixins of the selected algorithms around them."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rpo_verl import algorithms
+from rpo_verl.upstream import contract, registration
+from rpo_verl.upstream.settings import MANAGER, check
+
+
+class Connected:
+    """Innermost mixin: makes sure that the plug-in is loaded in every process before the first rollout."""
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """Check every process, let the algorithms prepare, then train."""
+        names = [entry.name for entry in algorithms.selected(self.config)]
+        missing = registration.missing_components(names)
+        if missing:
+            raise registration.plugin_not_loaded("the TaskRunner", f"not registered there: {', '.join(missing)}")
+        if self.config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == MANAGER:
+            agent_loop_manager.connect(names)
+            self._prepare_rollouts(agent_loop_manager)
+        super().fit(agent_loop_manager)
+
+    def _prepare_rollouts(self, agent_loop_manager: Any) -> None:
+        """For mixins to extend: hand the manager what prepares training rows."""
+
+
+def compose(trainer: type, config: DictConfig) -> type:
+    """A registered trainer with the mixins of the algorithms that `config` selects.
+
+    Raises:
+        ContractError: if veRL is not what the algorithms were written for.
+        ConfigError: if one of them cannot run with this configuration.
+    """
+    contract.require_supported_verl()
+    contract.require_upstream_names()
+    check(config)
+    chosen = [entry for entry in algorithms.selected(config) if entry.trainer]
+    mixins = [algorithms.load(entry.trainer) for entry in chosen]
+    name = "".join(entry.name.capitalize() for entry in chosen) + trainer.__name__
+    return type(name, (*mixins, Connected, trainer), {"__doc__": trainer.__doc__})
