@@ -1,106 +1,125 @@
 """The plan of a group and the update of the cache, step by step."""
 
-from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from rpo_verl.question import TokenizerIdentity, question_key
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
 from rpo_verl.rpo.difficulty import Evidence
+from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import CacheConfig, RolloutConfig, RPOConfig, TruncationConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
+from rpo_verl.rpo.start import Start
 
-KEY = b"k" * 16
+IDENTITY = TokenizerIdentity("test", "vocabulary", "template")
+QUESTION = [1, 2, 3]
+KEY = question_key(QUESTION, IDENTITY.fingerprint)
+END = 99_999
 
 
-def answer(tokens, correct=True, reward=None, step=0):
-    return CachedAnswer(np.arange(tokens, dtype=np.int32), correct, float(correct) if reward is None else reward, step)
+def answer(tokens, correct=True, reward=None, step=0, first=0):
+    ids = np.arange(first, first + tokens, dtype=np.int32)
+    return CachedAnswer(ids, correct, float(correct) if reward is None else reward, step, np.array(QUESTION, np.int32))
 
 
 def rollouts(max_response_length=100, **sections):
     sections.setdefault("rollout", RolloutConfig(full_rollout_every=0))
     sections.setdefault("truncation", TruncationConfig(max_fraction=0.1, draw_per="question"))
-    return PartialRollouts(RPOConfig(**sections), max_response_length)
+    return PartialRollouts(RPOConfig(**sections), max_response_length, IDENTITY, {END})
 
 
-def observe(rpo, step, shaped, group, prefix_tokens=0):
-    """Choose a response of the group and offer it."""
-    choice = rpo.choose(KEY, step, np.array(shaped))
-    correct = np.array([member.correct for member in group])
-    generated = np.array([len(member.tokens) + 1 - prefix_tokens for member in group])
-    return choice, rpo.observe(KEY, group[choice.member], correct, generated, prefix_tokens)
+def put(rpo, cached):
+    """As an earlier group left it."""
+    rpo._cache.put(KEY, cached)
+
+
+def plan(rpo, step, group_size=1):
+    return rpo.plan(QUESTION, step, group_size)
+
+
+def group_of(start, members, shaped=None):
+    """A finished group; a response is its member's tokens and an end token."""
+    rewards = np.array([member.reward for member in members])
+    prefix = len(start.prefix)
+    return Group(
+        start=start,
+        keys=tuple(f"uid_{i}_0" for i in range(len(members))),
+        prefix_tokens=np.full(len(members), prefix),
+        response_tokens=np.array([len(member.tokens) + 1 for member in members]),
+        oldest_policy=np.array([member.step for member in members]),
+        rewards=rewards,
+        correct=np.array([member.correct for member in members]),
+        shaped=rewards if shaped is None else np.array(shaped),
+    )
+
+
+def observe(rpo, step, start, members, shaped=None, question=QUESTION):
+    """Let the cache see a group; returns the counts."""
+
+    def fetch(keys):
+        chosen = [members[int(key.split("_")[1])] for key in keys]
+        return [(np.array(question, np.int32), np.append(member.tokens, np.int32(END))) for member in chosen]
+
+    return rpo.observe([group_of(start, members, shaped)], step, fetch)
+
+
+def cached(rpo):
+    return rpo._cache.get(KEY)
 
 
 def test_cold_cache_gives_a_full_rollout_which_seeds_it():
     rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
-    start = rpo.plan(KEY, 1)
-    assert (start.kind, len(start.prefix), start.suffix_max_tokens, start.source_step) == ("full", 0, 100, -1)
-    group = [answer(8, correct=False), answer(9, step=0)]
-    choice, outcome = observe(rpo, 1, [0.0, 0.5], group)
-    assert (choice.member, choice.greedy, outcome.stored) == (1, True, True)
-    assert rpo.plan(KEY, 2).kind == "prefixed"
+    start = plan(rpo, 1, 2)
+    assert (start.kind, len(start.prefix), start.room, start.source_step, start.answer_id) == ("full", 0, 100, -1, 0)
+    counts = observe(rpo, 1, start, [answer(8, correct=False), answer(9, step=0)], [0.0, 0.5])
+    assert counts == {"offered": 1, "greedy": 1, "stored": 1}
+    assert cached(rpo).tokens.tolist() == list(range(9)), "without the end token"
+    assert plan(rpo, 2).kind == "prefixed"
 
 
 def test_a_prefixed_group_starts_from_the_head_of_the_answer():
     rpo = rollouts(truncation=TruncationConfig(max_tokens=10))
-    rpo.cache.put(KEY, answer(60, step=5))
+    put(rpo, answer(60, step=5))
     for step in range(1, 200):
-        start = rpo.plan(KEY, step)
+        start = plan(rpo, step)
         assert start.kind == "prefixed"
         assert 1 <= start.dropped <= 10
         assert start.prefix.tolist() == list(range(60 - start.dropped))
-        assert start.suffix_max_tokens == 100 - len(start.prefix)
+        assert start.room == 100 - len(start.prefix)
         assert start.source_step == 5
+        assert start.answer_id == cached(rpo).id
 
 
 @pytest.mark.parametrize("length", [0, 1])
 def test_answers_with_nothing_to_keep_get_a_full_rollout(length):
     rpo = rollouts()
-    rpo.cache.put(KEY, answer(length))
-    start = rpo.plan(KEY, 1)
-    assert (start.kind, len(start.prefix), start.suffix_max_tokens) == ("refreshed", 0, 100)
+    put(rpo, answer(length))
+    start = plan(rpo, 1)
+    assert (start.kind, len(start.prefix), start.room) == ("refreshed", 0, 100)
 
 
 def test_every_nth_step_is_full():
     rpo = rollouts(rollout=RolloutConfig(full_rollout_every=3))
-    rpo.cache.put(KEY, answer(60))
-    assert [rpo.plan(KEY, step).kind for step in range(1, 8)] == ["prefixed", "prefixed", "refreshed"] * 2 + [
-        "prefixed"
-    ]
+    put(rpo, answer(60))
+    assert [plan(rpo, step).kind for step in range(1, 8)] == ["prefixed", "prefixed", "refreshed"] * 2 + ["prefixed"]
 
 
 def test_full_steps_at_a_fractional_distance():
     rpo = rollouts(rollout=RolloutConfig(full_rollout_every=2.5))
-    rpo.cache.put(KEY, answer(60))
-    assert [step for step in range(1, 11) if rpo.plan(KEY, step).kind == "refreshed"] == [3, 5, 8, 10]
-
-
-def test_full_rollout_prob_is_a_share_of_groups():
-    rpo = rollouts(rollout=RolloutConfig(full_rollout_every=0, full_rollout_prob=0.25))
-    rpo.cache.put(KEY, answer(60))
-    refreshed = sum(rpo.plan(KEY, step).kind == "refreshed" for step in range(4000))
-    assert refreshed / 4000 == pytest.approx(0.25, abs=0.03)
-
-
-def test_suffix_caps():
-    rpo = rollouts(
-        truncation=TruncationConfig(max_tokens=10, min_tokens=10),
-        rollout=RolloutConfig(full_rollout_every=0, suffix_max_multiple=1.5),
-    )
-    rpo.cache.put(KEY, answer(60))
-    assert rpo.plan(KEY, 1).suffix_max_tokens == 15
-    rpo.config.rollout.suffix_max_tokens = 4
-    assert rpo.plan(KEY, 1).suffix_max_tokens == 4
+    put(rpo, answer(60))
+    assert [step for step in range(1, 11) if plan(rpo, step).kind == "refreshed"] == [3, 5, 8, 10]
 
 
 def test_plans_are_the_same_in_another_process_order():
     first, second = rollouts(), rollouts()
+    questions = [[i, i] for i in range(20)]
     for rpo in (first, second):
-        for i in range(20):
-            rpo.cache.put(bytes([i]) * 16, answer(80))
-    keys = [bytes([i]) * 16 for i in range(20)]
-    forwards = {key: first.plan(key, 7).dropped for key in keys}
-    backwards = {key: second.plan(key, 7).dropped for key in reversed(keys)}
+        for question in questions:
+            rpo._cache.put(question_key(question, IDENTITY.fingerprint), answer(80))
+    forwards = {str(question): first.plan(question, 7, 1).dropped for question in questions}
+    backwards = {str(question): second.plan(question, 7, 1).dropped for question in reversed(questions)}
     assert forwards == backwards
     assert len(set(forwards.values())) > 1
 
@@ -117,115 +136,135 @@ def test_keep_correct():
     assert loose.put(KEY, answer(6, correct=False))
 
 
-def test_a_response_without_a_finite_reward_never_enters_the_cache():
+@pytest.mark.parametrize(("rewards", "group_size"), [([1.0, np.nan], 2), ([1.0, np.inf], 2), ([1.0, 0.0], 3)])
+def test_an_incomplete_group_teaches_nothing(rewards, group_size):
+    """One with a failed response, or a reward that is not finite."""
     rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
-    group = [answer(5, correct=False, reward=float("nan"))]
-    _, outcome = observe(rpo, 1, [np.nan], group)
-    assert not outcome.stored
-    assert rpo.cache.get(KEY) is None
+    members = [answer(5, correct=reward == 1.0, reward=reward) for reward in rewards]
+    counts = observe(rpo, 1, plan(rpo, 1, group_size), members)
+    assert counts == {"offered": 0}
+    assert cached(rpo) is None
 
 
-def fail_from(rpo, step, correct=False):
+def test_another_question_than_the_planned_one_is_an_error():
+    rpo = rollouts()
+    with pytest.raises(RuntimeError, match="rolled out 2 question tokens"):
+        observe(rpo, 1, plan(rpo, 1), [answer(5)], question=[7, 8])
+
+
+def outcome_from(rpo, step, correct=False):
     """One group from the cached prefix, all wrong or all right."""
-    group = [answer(60, correct=correct, step=step)] * 2
-    return observe(rpo, step, [float(correct)] * 2, group, prefix_tokens=50)[1]
+    return observe(rpo, step, plan(rpo, step, 2), [answer(60, correct=correct, step=step)] * 2)
 
 
 @pytest.mark.parametrize("poisoned", [True, False])
 def test_an_answer_from_which_groups_keep_failing_is_dropped(poisoned):
     """Whether it counts as correct, and so is kept, or is wrong, and replaced by its own continuation."""
     rpo = rollouts(cache=CacheConfig(max_failures=2))
-    rpo.cache.put(KEY, answer(60, correct=poisoned))
-    assert not fail_from(rpo, 1).dropped
-    assert rpo.cache.get(KEY).failures == 1
-    assert rpo.plan(KEY, 2).kind == "prefixed"
-    assert fail_from(rpo, 2).dropped
-    assert rpo.cache.get(KEY) is None
-    assert rpo.plan(KEY, 3).kind == "full"
+    put(rpo, answer(60, correct=poisoned))
+    assert outcome_from(rpo, 1)["dropped"] == 0
+    assert cached(rpo).failures == 1
+    assert plan(rpo, 2).kind == "prefixed"
+    assert outcome_from(rpo, 2)["dropped"] == 1
+    assert cached(rpo) is None
+    assert plan(rpo, 3).kind == "full"
 
 
 def test_one_success_ends_a_series_of_failures():
     rpo = rollouts(cache=CacheConfig(max_failures=2))
-    rpo.cache.put(KEY, answer(60))
-    fail_from(rpo, 1)
-    fail_from(rpo, 2, correct=True)
-    assert rpo.cache.get(KEY).failures == 0
-    assert not fail_from(rpo, 3).dropped
+    put(rpo, answer(60))
+    outcome_from(rpo, 1)
+    outcome_from(rpo, 2, correct=True)
+    assert cached(rpo).failures == 0
+    assert outcome_from(rpo, 3)["dropped"] == 0
 
 
 @pytest.mark.parametrize("correct", [True, False])
-def test_a_group_whose_answer_was_replaced_meanwhile_changes_nothing(correct):
+def test_a_group_whose_answer_was_replaced_meanwhile_is_late(correct):
     rpo = rollouts(cache=CacheConfig(max_failures=1))
-    rpo.cache.put(KEY, CachedAnswer(np.arange(100, 160, dtype=np.int32), True, 1.0, 3))
-    outcome = fail_from(rpo, 4, correct)
-    assert (outcome.stored, outcome.dropped) == (False, False)
-    assert rpo.cache.get(KEY).tokens[0] == 100
+    put(rpo, answer(60))
+    start = plan(rpo, 4, 2)
+    put(rpo, answer(60, step=3, first=100))
+    counts = observe(rpo, 4, start, [answer(60, correct=correct, step=4)] * 2)
+    assert (counts["late"], counts["stored"], counts["dropped"]) == (1, 0, 0)
+    assert cached(rpo).tokens[0] == 100
 
 
 def test_a_group_whose_answer_was_dropped_meanwhile_does_not_bring_it_back():
     rpo = rollouts(cache=CacheConfig(max_failures=1))
-    assert not fail_from(rpo, 4).stored
-    assert rpo.cache.get(KEY) is None
+    put(rpo, answer(60))
+    start = plan(rpo, 4, 2)
+    rpo._cache.drop(KEY)
+    assert observe(rpo, 4, start, [answer(60, step=4)] * 2)["late"] == 1
+    assert cached(rpo) is None
+
+
+def test_the_identity_of_an_answer_is_its_tokens():
+    one, same, other, shorter = answer(60), answer(60, correct=False, step=9), answer(60, first=1), answer(59)
+    assert one.id == same.id
+    assert len({one.id, other.id, shorter.id}) == 3
+    cache = ExperienceCache()
+    cache.put(KEY, one)
+    assert cache.get(KEY).id == one.id, "packed or not"
 
 
 def test_failed_full_rollouts_do_not_count():
-    rpo = rollouts(cache=CacheConfig(max_failures=1))
-    rpo.cache.put(KEY, answer(60, correct=False))
-    _, outcome = observe(rpo, 1, [0.0], [answer(50, correct=False)])
-    assert (outcome.dropped, outcome.stored) == (False, True)
+    rpo = rollouts(cache=CacheConfig(max_failures=1), rollout=RolloutConfig(full_rollout_every=1))
+    put(rpo, answer(60, correct=False))
+    counts = observe(rpo, 1, plan(rpo, 1), [answer(50, correct=False)])
+    assert (counts["dropped"], counts["stored"]) == (0, 1)
 
 
 def test_without_control_a_failing_answer_stays():
     rpo = rollouts(cache=CacheConfig(max_failures=None))
-    rpo.cache.put(KEY, answer(60))
+    put(rpo, answer(60))
     for step in range(1, 20):
-        fail_from(rpo, step)
-    assert rpo.plan(KEY, 20).kind == "prefixed"
+        outcome_from(rpo, step)
+    assert plan(rpo, 20).kind == "prefixed"
 
 
-def test_answers_with_an_old_head_get_a_full_rollout():
-    rpo = rollouts(cache=CacheConfig(max_age=10))
-    rpo.cache.put(KEY, answer(60, step=5))
-    assert [rpo.plan(KEY, step).kind for step in (6, 15, 16)] == ["prefixed", "prefixed", "refreshed"]
+def test_bounds_of_the_configuration_are_the_caches(tmp_path):
+    rpo = rollouts(cache=CacheConfig(keep_correct=False, max_entries=3, max_bytes=10_000))
+    for question in range(5):
+        rpo._cache.put(question_key([question], IDENTITY.fingerprint), SimpleNamespace(**_fields(question)))
+    metrics = rpo.end_step(7)
+    assert (metrics["rpo/cache/entries"], metrics["rpo/cache/evictions"]) == (3, 2)
+    rpo.save(tmp_path / "store", 7)
+    again = rollouts(cache=CacheConfig(max_entries=2))
+    assert again.load(tmp_path / "store").step == 7
+    assert again.end_step(7)["rpo/cache/entries"] == 2
 
 
-def test_bounds_of_the_configuration_are_the_caches():
-    rpo = rollouts(cache=CacheConfig(keep_correct=False, max_entries=3, max_bytes=1000))
-    assert (rpo.cache.keep_correct, rpo.cache.max_entries, rpo.cache.max_bytes) == (False, 3, 1000)
+def _fields(question):
+    return {
+        "tokens": np.arange(5, dtype=np.int32), "correct": True, "reward": 1.0, "step": 0,
+        "question": np.array([question], np.int32), "failures": 0, "evidence": Evidence(),
+    }  # fmt: skip
 
 
 def test_evidence_of_a_question_builds_up_over_its_groups():
     rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
     # Nothing known: a wrong answer went wrong half way.
-    observe(rpo, 1, [1.0, 0.0], [answer(39), answer(19, correct=False)])
-    assert rpo.cache.get(KEY).evidence == rpo.cache.evidence == Evidence(1.0, 40 + 20 / 2)
+    observe(rpo, 1, plan(rpo, 1, 2), [answer(39), answer(19, correct=False)])
+    assert cached(rpo).evidence == rpo._cache.evidence == Evidence(1.0, 40 + 20 / 2)
     # Half of that, and from a prefix what was generated behind it, whether or not the answer is replaced.
-    observe(rpo, 2, [1.0], [answer(39)], prefix_tokens=30)
-    assert rpo.cache.get(KEY).evidence == Evidence(0.5, 25.0 + 10)
-    rpo.observe(KEY, answer(45, correct=False), np.array([True, True]), np.array([16, 16]), prefix_tokens=30)
-    assert rpo.cache.get(KEY).correct
-    assert rpo.cache.get(KEY).evidence == Evidence(0.25, 17.5 + 32)
+
+    def behind(prefix):
+        return Start(KEY, "prefixed", 1, 100 - prefix, cached(rpo).tokens[:prefix], 39 - prefix, cached(rpo).id, 0)
+
+    observe(rpo, 2, behind(30), [answer(39)])
+    assert cached(rpo).evidence == Evidence(0.5, 25.0 + 10)
+    counts = observe(rpo, 3, behind(30), [answer(45, correct=False)])
+    assert (counts["kept"], counts["stored"]) == (0, 0), "the only member failed, so the answer is dropped"
+    assert counts["dropped"] == 1
 
 
-ADAPTIVE = TruncationConfig(adaptive=True, target_success=0.5, easy_above=0.9)
-
-
-def test_adaptive_cuts_leave_harder_questions_less_to_write():
-    rpo = rollouts(truncation=ADAPTIVE, max_response_length=1000)
-    hard, medium, easy = b"h" * 16, b"m" * 16, b"e" * 16
-    for key, evidence in {hard: Evidence(20.0, 200.0), medium: Evidence(10, 1000), easy: Evidence(0, 20000)}.items():
-        rpo.cache.put(key, replace(answer(900), evidence=evidence))
-    dropped = {key: [rpo.plan(key, step).dropped for step in range(1, 100)] for key in (hard, medium, easy)}
-    assert all(one < other for one, other in zip(dropped[hard], dropped[medium], strict=True))
-    # ln 2 at 21 wrong ones in 200 tokens and the 21200 / 30.5 of the prior, always below the step's scale.
-    assert set(dropped[hard]) == {30}
-    assert set(dropped[medium]) == {107}
-    # On no scale of these steps does the easy question go wrong often enough.
-    assert set(dropped[easy]) == {1}
-
-
-def test_before_anything_was_seen_adaptive_cuts_are_drawn():
-    rpo, plain = (rollouts(truncation=replace(ADAPTIVE, adaptive=adaptive)) for adaptive in (True, False))
-    for one in (rpo, plain):
-        one.cache.put(KEY, answer(60))
-    assert [rpo.plan(KEY, step).dropped for step in range(50)] == [plain.plan(KEY, step).dropped for step in range(50)]
+def test_evidence_grows_where_the_old_answer_is_kept():
+    rpo = rollouts(cache=CacheConfig(greedy_prob=0.0, max_failures=None))
+    put(rpo, answer(39))
+    start = Start(KEY, "prefixed", 2, 70, answer(39).tokens[:30], 9, answer(39).id, 0)
+    # Not greedy: the other response, which is wrong, is offered.
+    counts = observe(rpo, 2, start, [answer(45), answer(45, correct=False)])
+    assert counts == {"offered": 1, "greedy": 0, "kept": 1}
+    assert len(cached(rpo).tokens) == 39
+    assert cached(rpo).evidence == Evidence(1.0, 16 + 16 / 2)
