@@ -74,7 +74,7 @@ RUN_ELSEWHERE = {
 NOT_RUN = {
     r"make (?:demo|demo-dapo)(?: ARGS=\"(.*)\")?": (
         "half an hour; runs are in the log",
-        "examples/tiny_reasoner/demo.py",
+        "benchmarks/demo.py",
     ),
     r'pip install (?:torch==2\.11\.0 .* --no-build-isolation )?"rpo-verl\[(\w+)\]"': (
         "there is no release",
