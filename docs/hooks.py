@@ -1,7 +1,7 @@
-"""What MkDocs asks for while it builds the site: pages made of files outside `docs/`, and the options out of the code.
+"""MkDocs hooks: pages made of files outside `docs/`, and the options page from the options' dataclasses.
 
-Pages are written so that their links hold in the repository's web view. There they may lead to any file; on the site,
-a link to a file that is a page there leads to that page, and one to any other file of the repository becomes its name.
+Pages are written so that their links hold in the repository's web view. There they may lead to any file. On the site a
+link to a file that is a page leads to that page; a link to any other file becomes its name.
 """
 
 import ast
@@ -16,12 +16,14 @@ from typing import Any
 import yaml
 from mkdocs.structure.files import File
 
-from rpo_verl import config as options
+from rpo_verl.lean.options import LeanConfig
+from rpo_verl.rpo.options import RPOConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
 #: Page of the site → file of the repository that it is made of.
 FROM_THE_REPOSITORY = {
+    "index.md": "README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
     "recipes-readme.md": "recipes/README.md",
@@ -38,7 +40,7 @@ _OPTIONS, _PAPER = "<!-- every option -->", "<!-- where the paper's settings dif
 
 @dataclass(frozen=True)
 class Option:
-    """One option, as `rpo_verl/config.py` has it."""
+    """One option; values as one writes them on the command line."""
 
     key: str
     type: str
@@ -47,7 +49,7 @@ class Option:
     """Its value under `+rpo=paper`."""
 
     allowed: str
-    """What `validate` accepts; empty where the type alone decides."""
+    """Its range; empty where the type alone decides."""
 
     meaning: str
 
@@ -79,12 +81,12 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **kwargs: Any) -> str
 
 
 def rewrite_links(markdown: str, source: str, pages: set[str]) -> str:
-    """Links as the site needs them.
+    """Links as the site needs them; code is left alone.
 
     Args:
-        markdown: the text of a page; what is code in it is left alone.
+        markdown: the text of a page.
         source: path of its file in the repository.
-        pages: what the site has, relative to `docs/`.
+        pages: pages of the site, relative to `docs/`.
     """
     made_of = {path: page for page, path in FROM_THE_REPOSITORY.items()}
 
@@ -105,66 +107,35 @@ def rewrite_links(markdown: str, source: str, pages: set[str]) -> str:
 
 
 def read_sections() -> list[Section]:
-    """Every option of every section, in the order of the code."""
-    tree = ast.parse(inspect.getsource(options))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    allowed = _allowed_values(tree)
-    paper = yaml.safe_load((ROOT / "hydra_configs" / "rpo" / "paper.yaml").read_text())["rpo"]
-    return list(_sections(options.RPOConfig, "rpo", classes, allowed, paper))
+    """Every option of `rpo` and `lean`, in the order of the code."""
+    paper = yaml.safe_load((ROOT / "hydra_configs" / "rpo" / "paper.yaml").read_text())
+    roots = (("rpo", RPOConfig), ("lean", LeanConfig))
+    return [section for name, cls in roots for section in _sections(cls, name, paper.get(name, {}))]
 
 
-def _sections(cls: type, prefix: str, classes: dict, allowed: dict, paper: dict) -> Iterator[Section]:
-    node = classes[cls.__name__]
-    meanings, types = _field_docstrings(node), {n.target.id: n.annotation for n in node.body if _is_field(n)}
-    own, nested = [], []
+def _sections(cls: type, prefix: str, paper: dict) -> Iterator[Section]:
+    meanings, own = _docstrings(cls), []
     for field in fields(cls):
-        default = field.default if field.default is not MISSING else field.default_factory()
         key = f"{prefix}.{field.name}"
-        if is_dataclass(default):
-            nested.append(_sections(type(default), key, classes, allowed, paper.get(field.name, {})))
+        if is_dataclass(field.type):
+            yield from _sections(field.type, key, paper.get(field.name, {}))
             continue
-        own.append(
-            Option(
-                key=key,
-                type=ast.unparse(types[field.name]).replace("None", "null").replace(" | ", " or "),
-                default=as_yaml(default),
-                paper=as_yaml(paper.get(field.name, default)),
-                allowed=allowed.get(key, ""),
-                meaning=meanings.get(field.name, ""),
-            )
-        )
-    for sections in nested:
-        yield from sections
+        default = field.default if field.default is not MISSING else field.default_factory()
+        kind = inspect.formatannotation(field.type).replace("None", "null").replace(" | ", " or ")
+        allowed = field.metadata["range"].text if "range" in field.metadata else ""
+        chosen = as_yaml(paper.get(field.name, default))
+        own.append(Option(key, kind, as_yaml(default), chosen, allowed, meanings.get(field.name, "")))
     yield Section(prefix, inspect.cleandoc(cls.__doc__), tuple(own))
 
 
-def _is_field(node: ast.AST) -> bool:
-    return isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-
-
-def _field_docstrings(node: ast.ClassDef) -> dict[str, str]:
-    found = {}
-    for one, following in zip(node.body, node.body[1:], strict=False):
-        if _is_field(one) and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            found[one.target.id] = inspect.cleandoc(following.value.value)
-    return found
-
-
-def _allowed_values(tree: ast.Module) -> dict[str, str]:
-    """Key → what it may be, from the table of checks in `validate`."""
-    (validate,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "validate")
-    (checks,) = (
-        node.value
-        for node in validate.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "checks"
-    )
-    return {f"rpo.{key.value}": _without_values(text) for key, _, _, text in (check.elts for check in checks.elts)}
-
-
-def _without_values(text: ast.expr) -> str:
-    """The text of a check, less the values that it quotes as `key = value`."""
-    parts = text.values if isinstance(text, ast.JoinedStr) else [text]
-    return "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in parts).replace(" = \0", "")
+def _docstrings(cls: type) -> dict[str, str]:
+    """Field → the string below it."""
+    (node,) = ast.parse(inspect.getsource(cls)).body
+    return {
+        field.target.id: inspect.cleandoc(below.value.value)
+        for field, below in zip(node.body, node.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
 
 
 def as_yaml(value: Any) -> str:

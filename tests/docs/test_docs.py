@@ -5,7 +5,6 @@ code's, the messages it quotes exist, and its commands are run by a test.
 import ast
 import functools
 import http.server
-import inspect
 import os
 import re
 import shutil
@@ -25,6 +24,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from rpo_verl import discovery
+from rpo_verl.config import Range
+from rpo_verl.lean.options import LeanConfig
 from rpo_verl.rpo.options import RPOConfig
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -37,7 +38,7 @@ TEXTS = sorted(
     + list(ROOT.glob("docs/*.md"))
 )
 #: Whose commands are accounted for.
-GUIDES = ("README.md", "CONTRIBUTING.md", "docs/index.md", "docs/quickstart-cpu.md", "docs/quickstart-gpu.md",
+GUIDES = ("README.md", "CONTRIBUTING.md", "docs/quickstart-cpu.md", "docs/quickstart-gpu.md",
           "docs/options.md", "docs/cache.md", "docs/upgrading-verl.md")  # fmt: skip
 
 #: Run here, as they stand, in the order of the pages, with exit status 0.
@@ -57,6 +58,7 @@ RUN_ELSEWHERE = {
     r"pip install --no-deps rpo-verl": ("tests/conftest.py", '"install", "--no-deps"'),
     r"pip install --no-deps (-e )?\.": ("Makefile", "--no-deps --no-build-isolation -e ."),
     r"python -m verl\.trainer\.main_ppo \+rpo=\w+( [\w.]+=\S+)* …": ("tests/real/test_rpo_run.py", "run_recipe("),
+    r"python -m verl\.trainer\.main_ppo \+lean=enabled …": ("tests/real", "+lean=enabled"),
     r"VERL_PLATFORM=cpu python -m verl\.trainer\.main_ppo \+platform=cpu .*": ("tests/conftest.py", "def run_main_ppo"),
     r"([A-Z_]+=\S+ )*bash recipes/tiny_reasoner/\S+\.sh.*": ("tests/conftest.py", '"run_tiny_reasoner_cpu.sh"'),
     r"([A-Z_]+=\S+ )*bash recipes/(open_rs|qwen2_5)/\S+\.sh.*": ("tests/recipes/test_compose.py", "SCRIPTS"),
@@ -72,7 +74,7 @@ RUN_ELSEWHERE = {
 NOT_RUN = {
     r"make (?:demo|demo-dapo)(?: ARGS=\"(.*)\")?": (
         "half an hour; runs are in the log",
-        "examples/tiny_reasoner/demo.py",
+        "benchmarks/demo.py",
     ),
     r'pip install (?:torch==2\.11\.0 .* --no-build-isolation )?"rpo-verl\[(\w+)\]"': (
         "there is no release",
@@ -241,42 +243,42 @@ def test_the_site_in_a_browser(site, server):
     assert not problems, "\n".join(problems)
 
 
-def leaves(config, prefix="rpo") -> Iterator[tuple[str, object]]:
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            yield from leaves(value, f"{prefix}.{field.name}")
+def leaves(cls: type, prefix: str) -> Iterator[tuple[str, object, Range | None]]:
+    """Key, default and range of every option."""
+    for field in fields(cls):
+        if is_dataclass(field.type):
+            yield from leaves(field.type, f"{prefix}.{field.name}")
         else:
-            yield f"{prefix}.{field.name}", value
+            yield f"{prefix}.{field.name}", field.default, field.metadata.get("range")
 
 
-def test_every_option_is_there_with_its_default_and_the_papers_value(site):
-    page = Page(site / "options.html")
+OPTIONS = [*leaves(RPOConfig, "rpo"), *leaves(LeanConfig, "lean")]
+
+
+@pytest.fixture(scope="module")
+def paper():
     discovery.add_search_path()
     with initialize_config_module("rpo_verl.hydra_configs", version_base=None):
-        paper = compose("rpo/paper")
-    options = dict(leaves(RPOConfig()))
-    assert len(options) > 30
-    for key, default in options.items():
-        text = " ".join(page.text[key.replace(".", "")].split())
-        (written,) = re.findall(r"default (\S+)", text.partition("must be")[0])
-        assert yaml.safe_load(written) == default, key
-        sets = re.findall(r"\+rpo=paper sets (\S+)", text)
-        expected = OmegaConf.select(paper, key)
-        assert [yaml.safe_load(value) for value in sets] == ([] if expected == default else [expected]), key
-        meaning = text.split("·")[-1]
-        assert key.startswith("rpo.upstream.") or len(meaning) > 40, f"{key} has no meaning: {text}"
-    listed = re.findall(r"rpo\.[a-z_]+\.[a-z_]+", page.text["where-the-papers-settings-differ"])
-    assert listed == [key for key, default in options.items() if OmegaConf.select(paper, key) != default]
+        return compose("rpo/paper")
 
 
-def test_every_check_of_a_value_is_there(site):
-    """What `validate` says of a bad value is what the page says of a good one."""
-    page = Page(site / "options.html")
-    checked = re.findall(r'\("([a-z]+\.[a-z_]+)", ', inspect.getsource(sys.modules[RPOConfig.__module__].validate))
-    assert len(checked) > 15
-    for key in checked:
-        assert "must be" in page.text[f"rpo{key}".replace(".", "")], key
+@pytest.mark.parametrize(("key", "default", "allowed"), OPTIONS, ids=[key for key, *_ in OPTIONS])
+def test_every_option_is_there_with_its_default_range_and_the_papers_value(site, paper, key, default, allowed):
+    text = " ".join(Page(site / "options.html").text[key.replace(".", "")].split())
+    (written,) = re.findall(r"default (\S+)", text.partition("must be")[0])
+    assert yaml.safe_load(written) == default
+    assert ("must be" in text) == (allowed is not None)
+    assert allowed is None or f"must be {allowed.text}" in text
+    sets, expected = re.findall(r"\+rpo=paper sets (\S+)", text), OmegaConf.select(paper, key, default=default)
+    assert [yaml.safe_load(value) for value in sets] == ([] if expected == default else [expected])
+    assert len(text.split("·")[-1]) > 40, f"{key} has no meaning: {text}"
+
+
+def test_the_papers_settings_are_listed(site, paper):
+    listed = re.findall(
+        r"(?:rpo|lean)(?:\.[a-z_]+)+", Page(site / "options.html").text["where-the-papers-settings-differ"]
+    )
+    assert listed == [key for key, default, _ in OPTIONS if OmegaConf.select(paper, key, default=default) != default]
 
 
 # Links as a repository's web view resolves them.
