@@ -1,8 +1,8 @@
-"""What RPO costs where it saves nothing: every group a full rollout, every other step by veRL alone, in one run.
+"""Measure RPO where it saves nothing: every group is a full rollout, and veRL alone does every other step of one run.
 
 `make bench-overhead` trains the tiny reasoner, prints a table and writes runs/bench/overhead.json. Steps come in pairs
-of neighbours, so what slows the machine down meets both. In the odd ones the plug-in's code is left out: rows go out
-without a start, and the trainer's steps are veRL's. The poll interval and the rows in the update are the same in all.
+of neighbours, so a slow machine slows both. Odd steps bypass the plug-in's code: rows have no start, and the trainer's
+methods are veRL's. The poll interval and the rows in the update are the same in all steps.
 """
 
 import argparse
@@ -18,21 +18,23 @@ from statistics import median
 from typing import Any
 
 import wrapt
-from tables import EVERY_STEP, PARTS, overhead_rows, show
 
-TINY = Path(__file__).resolve().parent.parent.parent / "examples" / "tiny_reasoner"
-RECIPE = TINY.parent.parent / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
-RPO = ["+rpo=enabled", "rpo.rollout.full_rollout_prob=1", "rpo.loss.skip_no_signal=false"]
+from benchmarks.steps import EVERY_STEP, OWN_PARTS, PARTS, STEP, read_metrics, seconds
+from benchmarks.tables import overhead_rows, show
+from benchmarks.tiny import RECIPE, ROOT, write_questions
+
+RPO = ["+rpo=enabled", "rpo.rollout.full_rollout_every=1", "lean.skip_zero_advantage=false"]
 #: The first pair has the start-up's slowness, the second may.
 WARM_UP = 2
-#: The parts of a step that other processes compute, and that take nearly all of it and of its noise. Dispatching the
-#: questions, and so injection, is in none of them.
-ELSEWHERE = ("gen", "old_log_prob", "update_actor", "update_weights", "save_checkpoint")
+#: The timers of other processes, which take nearly all of a step and of its noise, and of the save. None of them
+#: contains the dispatch of questions, and so injection.
+SAVE = ("timing_s/save_checkpoint",)
+ELSEWHERE = (*(t for part in ("generation", "log-probs", "update", "weight sync") for t in PARTS[part]), *SAVE)
 
 
 @contextmanager
 def users_estimator(config: Any) -> Iterator[None]:
-    """RPO's estimator is out of place where its trainer is left out."""
+    """Put the user's estimator in the place of RPO's, whose trainer is bypassed."""
     own, config.algorithm.adv_estimator = config.algorithm.adv_estimator, config.rpo.upstream.adv_estimator
     try:
         yield
@@ -87,13 +89,12 @@ def main() -> None:
     args = parser.parse_args()
     steps, out = 2 * (args.pairs + WARM_UP), args.out.resolve()
     data, metrics = out / "data", out / "metrics.jsonl"
-    command = [sys.executable, str(TINY / "prepare_data.py"), "--out", str(data), "--train-size", "64"]
-    subprocess.run([*command, "--val-size", "8"], check=True, stdout=subprocess.DEVNULL)
+    write_questions(data, train=64, val=8, seed=0)
     metrics.unlink(missing_ok=True)
     environment = os.environ | {
         "PYTHON": sys.executable, "DATA_DIR": str(data), "RUN_DIR": str(out), "STEPS": str(steps), "TEST_FREQ": "-1",
-        "VERL_FILE_LOGGER_PATH": str(metrics), "VERL_USE_EXTERNAL_MODULES": "overhead",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])),
+        "VERL_FILE_LOGGER_PATH": str(metrics), "VERL_USE_EXTERNAL_MODULES": "benchmarks.overhead",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }  # fmt: skip
     print(f"{steps} steps; veRL's output is in {out / 'verl.log'}", flush=True)
     # The weights stay as they are, so that all steps have the same to do.
@@ -102,23 +103,22 @@ def main() -> None:
         done = subprocess.run(["bash", str(RECIPE), *RPO, *same], env=environment, stdout=log, stderr=log)
     if done.returncode != 0:
         raise SystemExit(f"veRL ended with status {done.returncode}; see {out / 'verl.log'}")
-    by_step = {line["step"]: line["data"] for line in map(json.loads, metrics.read_text().splitlines())}
+    by_step = read_metrics(metrics)
 
-    def seconds(step: int, without: tuple[str, ...] = ("save_checkpoint",)) -> float:
-        timing = by_step[step]
-        return timing["timing_s/step"] - sum(timing.get(f"timing_s/{part}", 0.0) for part in without)
+    def step_s(step: int, without: tuple[str, ...] = SAVE) -> float:
+        return by_step[step][STEP] - seconds(by_step[step], without)
 
     pairs = [(step, step + 1) for step in range(2 * WARM_UP + 1, steps, 2)]
-    alone, with_rpo = ([seconds(step) for step in side] for side in zip(*pairs, strict=True))
+    alone, with_rpo = ([step_s(step) for step in side] for side in zip(*pairs, strict=True))
     ratios = [b / a for a, b in zip(alone, with_rpo, strict=True)]
-    more = [seconds(b, ELSEWHERE) - seconds(a, ELSEWHERE) for a, b in pairs]
+    more = [step_s(b, ELSEWHERE) - step_s(a, ELSEWHERE) for a, b in pairs]
     own = {
         part: median(data[name] for step, data in by_step.items() if step % 2 == 0 and data.get(name))
-        for part, name in PARTS.items()
+        for part, name in OWN_PARTS.items()
     }
     found = {
         "pairs": len(ratios), "step_s_verl": median(alone), "step_s_rpo": median(with_rpo),
-        "ratio": with_interval(ratios), "task_runner_s": median(seconds(a, ELSEWHERE) for a, _ in pairs),
+        "ratio": with_interval(ratios), "task_runner_s": median(step_s(a, ELSEWHERE) for a, _ in pairs),
         "more_in_task_runner_s": with_interval(more), "own_s": own,
         "own_share": sum(own[part] for part in EVERY_STEP) / median(alone),
     }  # fmt: skip
