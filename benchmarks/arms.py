@@ -88,7 +88,6 @@ def tenth(*overrides: str, cache: Cache | None = None, **knobs: str) -> Arm:
     return cuts(0.1, *overrides, cache=cache, **knobs)
 
 
-WHOLE = "rpo.truncation.max_fraction=1.0"
 NEVER_FULL = "rpo.rollout.full_rollout_every=0"
 GRPO = Arm()
 DAPO = Arm(
@@ -180,7 +179,7 @@ ABLATIONS = {
     "Other ranges": BASELINES
     | {
         "L24": tenth("rpo.truncation.max_tokens=24"),
-        "tail": tenth(WHOLE, "rpo.truncation.distribution=log_uniform"),
+        "tail": cuts(1.0, distribution="log_uniform"),
     },
     "Which response the cache takes": BASELINES
     | {f"greedy{prob:g}": tenth(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)},

@@ -9,12 +9,13 @@ TINY = ROOT / "examples" / "tiny_reasoner"
 CHECKPOINT = TINY / "checkpoint"
 RECIPE = ROOT / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
 
-# The scripts there import each other by bare names, as copies of them would.
-if str(TINY) not in sys.path:
-    sys.path.append(str(TINY))
-
-import task  # noqa: E402
-from char_tokenizer import prompt_ids  # noqa: E402
+# The scripts there import each other by bare names, as copies of them would; nothing else shall find them so.
+sys.path.insert(0, str(TINY))
+try:
+    import task
+    from char_tokenizer import prompt_ids
+finally:
+    sys.path.remove(str(TINY))
 
 __all__ = ["CHECKPOINT", "RECIPE", "ROOT", "TINY", "prompt_ids", "task", "write_questions"]
 

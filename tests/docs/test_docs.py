@@ -33,7 +33,7 @@ FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 #: What people read in the repository's web view.
 TEXTS = sorted(
     [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-    + [path for folder in ("recipes", "examples") for path in ROOT.glob(f"{folder}/**/README.md")]
+    + [path for folder in ("recipes", "examples", "benchmarks") for path in ROOT.glob(f"{folder}/**/README.md")]
     + list(ROOT.glob("docs/*.md"))
 )
 #: Whose commands are accounted for.
@@ -72,7 +72,7 @@ RUN_ELSEWHERE = {
 NOT_RUN = {
     r"make (?:demo|demo-dapo)(?: ARGS=\"(.*)\")?": (
         "half an hour; runs are in the log",
-        "examples/tiny_reasoner/demo.py",
+        "benchmarks/demo.py",
     ),
     r'pip install (?:torch==2\.11\.0 .* --no-build-isolation )?"rpo-verl\[(\w+)\]"': (
         "there is no release",
