@@ -1,8 +1,8 @@
 """Measure RPO where it saves nothing: every group is a full rollout, and veRL alone does every other step of one run.
 
 `make bench-overhead` trains the tiny reasoner, prints a table and writes runs/bench/overhead.json. Steps come in pairs
-of neighbours, so a slow machine slows both. Odd steps bypass the plug-in's code: rows have no start, and the trainer's
-methods are veRL's. The poll interval and the rows in the update are the same in all steps.
+of neighbours, so a slow machine slows both. Odd steps bypass the plug-in's code
+(alternating.py). The poll interval and the rows in the update are the same in all steps.
 """
 
 import argparse
@@ -11,13 +11,8 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
-
-import wrapt
 
 from benchmarks.steps import EVERY_STEP, OWN_PARTS, PARTS, STEP, read_metrics, seconds
 from benchmarks.tables import overhead_rows, show
@@ -30,48 +25,6 @@ WARM_UP = 2
 #: contains the dispatch of questions, and so injection.
 SAVE = ("timing_s/save_checkpoint",)
 ELSEWHERE = (*(t for part in ("generation", "log-probs", "update", "weight sync") for t in PARTS[part]), *SAVE)
-
-
-@contextmanager
-def users_estimator(config: Any) -> Iterator[None]:
-    """Put the user's estimator in the place of RPO's, whose trainer is bypassed."""
-    own, config.algorithm.adv_estimator = config.algorithm.adv_estimator, config.rpo.upstream.adv_estimator
-    try:
-        yield
-    finally:
-        config.algorithm.adv_estimator = own
-
-
-def _leave_out(module: Any, name: str) -> None:
-    mixin = module.PartialRolloutTrainer
-
-    @wrapt.decorator
-    def in_odd_steps(method: Callable, trainer: Any, arguments: tuple, named: dict[str, Any]) -> Any:
-        if trainer.global_steps % 2 == 0:
-            return method(*arguments, **named)
-        with users_estimator(trainer.config):
-            return getattr(super(mixin, trainer), name)(*arguments, **named)
-
-    setattr(mixin, name, in_odd_steps(getattr(mixin, name)))
-
-
-def _alternate_trainer(module: Any) -> None:
-    for name in ("_compute_advantage", "_update_actor", "_compute_metrics", "_balance_batch"):
-        _leave_out(module, name)
-
-
-def _alternate_injection(module: Any) -> None:
-    @wrapt.decorator
-    def in_even_steps(inject: Callable, _: Any, arguments: tuple, named: dict[str, Any]) -> None:
-        if int(arguments[0]["global_steps"]) % 2 == 0:
-            inject(*arguments, **named)
-
-    module.PrefixAgentLoopManager._inject = in_even_steps(module.PrefixAgentLoopManager._inject)
-
-
-# Loaded into every process of the run by VERL_USE_EXTERNAL_MODULES.
-wrapt.register_post_import_hook(_alternate_trainer, "rpo_verl.rpo.hooks.trainer")
-wrapt.register_post_import_hook(_alternate_injection, "rpo_verl.rpo.hooks.injection")
 
 
 def with_interval(values: list[float], draws: int = 10_000) -> dict[str, float]:
@@ -93,7 +46,7 @@ def main() -> None:
     metrics.unlink(missing_ok=True)
     environment = os.environ | {
         "PYTHON": sys.executable, "DATA_DIR": str(data), "RUN_DIR": str(out), "STEPS": str(steps), "TEST_FREQ": "-1",
-        "VERL_FILE_LOGGER_PATH": str(metrics), "VERL_USE_EXTERNAL_MODULES": "benchmarks.overhead",
+        "VERL_FILE_LOGGER_PATH": str(metrics), "VERL_USE_EXTERNAL_MODULES": "benchmarks.alternating",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }  # fmt: skip
     print(f"{steps} steps; veRL's output is in {out / 'verl.log'}", flush=True)
