@@ -10,17 +10,17 @@ VERL ?= 0.9.1
 
 .PHONY: demo demo-dapo pass-at-k bench test test-slow test-recipes docs docs-serve results bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test contract setup lint lock pretrain clean
 
-demo: setup  ## GRPO against GRPO+RPO, cutting near the end, on the tiny reasoner: table, plot and runs/demo/summary.json
-	$(BIN)/python examples/tiny_reasoner/demo.py $(ARGS)
+demo: setup  ## GRPO against GRPO+RPO with cuts near the end, on the tiny reasoner: table, plot and runs/demo/summary.json
+	$(BIN)/python -m benchmarks.demo $(ARGS)
 
 demo-dapo: setup  ## the same for DAPO against DAPO+RPO, in runs/demo-dapo
-	$(BIN)/python examples/tiny_reasoner/demo.py --algorithm dapo $(ARGS)
+	$(BIN)/python -m benchmarks.demo --algorithm dapo $(ARGS)
 
 pass-at-k: setup  ## pass@k of the tiny reasoner before training, after GRPO and after GRPO+RPO as in the demo, in runs/pass-at-k
-	$(BIN)/python examples/tiny_reasoner/pass_at_k.py $(ARGS)
+	$(BIN)/python -m benchmarks.pass_at_k $(ARGS)
 
 bench: setup  ## GRPO and DAPO with and without RPO, three seeds each; --suite cuts, talkative, ablations: hours, resumable; in runs/bench
-	$(BIN)/python examples/tiny_reasoner/bench.py $(ARGS)
+	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 test: setup  ## the tests, real runs included; test-slow and test-recipes have the rest
 	$(BIN)/ruff check .
@@ -42,23 +42,23 @@ docs: setup  ## the documentation site, in build/site
 docs-serve: setup  ## the site on localhost, rebuilt on every change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-results: setup  ## the tables in README and docs, anew from docs/results
-	PYTHONPATH=examples/tiny_reasoner $(BIN)/python tests/bench/result_blocks.py
+results: setup  ## the tables in README and docs, and their plots, from docs/results
+	$(BIN)/python -m benchmarks.blocks
 
-bench-cache: setup  ## what the experience cache costs: table and runs/bench/cache.json
-	$(BIN)/python tests/bench/cache.py
+bench-cache: setup  ## time and memory of the experience cache: table and runs/bench/cache.json
+	$(BIN)/python -m benchmarks.cache
 
-bench-data-path: setup  ## what prefixes cost on their way through a step: table and runs/bench/data_path.json
-	VERL_PLATFORM=cpu $(BIN)/python -W ignore tests/bench/data_path.py
+bench-data-path: setup  ## cost of prefixes on their way through a step: table and runs/bench/data_path.json
+	VERL_PLATFORM=cpu $(BIN)/python -W ignore -m benchmarks.data_path
 
-bench-shared-prefix: setup  ## what computing prefixes once a group saves: table and runs/bench/shared_prefix.json
-	VERL_PLATFORM=cpu $(BIN)/python -W ignore tests/bench/shared_prefix.py
+bench-shared-prefix: setup  ## time saved by computing prefixes once per group: table and runs/bench/shared_prefix.json
+	VERL_PLATFORM=cpu $(BIN)/python -W ignore -m benchmarks.shared_prefix
 
-bench-overhead: setup  ## what RPO costs where it saves nothing, step against step: table and runs/bench/overhead.json
-	$(BIN)/python tests/bench/overhead.py $(ARGS)
+bench-overhead: setup  ## cost of RPO where it saves nothing, step against step: table and runs/bench/overhead.json
+	$(BIN)/python -m benchmarks.overhead $(ARGS)
 
 crash-test: setup  ## kill a training 20 times at random moments
-	$(BIN)/python tests/crash/kill_and_resume.py $(ARGS)
+	$(BIN)/python -m benchmarks.kill_and_resume $(ARGS)
 
 contract: setup  ## hold the table of upstream names against another veRL: make contract VERL=0.9.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/verl-$(VERL) verl==$(VERL)

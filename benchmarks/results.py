@@ -10,9 +10,19 @@ from rpo_verl.tools.evaluation.summary import markdown
 
 Record = Mapping[str, Any]
 
+#: Options of arms whose runs are published, and which no longer exist.
+REMOVED_OPTIONS = ("rpo.truncation.adaptive", "rpo.rollout.full_rollout_prob")
+
+
+def label(results: Mapping[str, Any], arm: str) -> str:
+    """The arm's name for a table, marked where it used an option that no longer exists."""
+    overrides = results.get("arms", {}).get(arm, {}).get("overrides", ())
+    removed = any(override.split("=")[0] in REMOVED_OPTIONS for override in overrides)
+    return f"{arm} (option removed since)" if removed else arm
+
 
 def reached(run: Record, accuracy: float, axis: str) -> float | None:
-    """Where the run's validation accuracy first reaches `accuracy`, linear between validations.
+    """Find where the run's validation accuracy first reaches `accuracy`, linear between validations.
 
     Args:
         run: a record of bench.py.
@@ -34,7 +44,7 @@ def reached(run: Record, accuracy: float, axis: str) -> float | None:
 
 
 def spread(values: Sequence[float | None], form: str, none: str = "never") -> str:
-    """Mean over seeds, and the least and the largest where there are several; runs without a value are counted."""
+    """Mean over seeds, with the least and the largest where there are several; runs without a value are counted."""
     known = [value for value in values if value is not None]
     if not known:
         return none
@@ -45,7 +55,7 @@ def spread(values: Sequence[float | None], form: str, none: str = "never") -> st
 
 
 def accuracy_before(run: Record) -> float | None:
-    """That of the policy that the run began with; None where nothing validated it."""
+    """Accuracy of the policy that the run began with; None where nothing validated it."""
     first = run["curve"][0]
     return first["accuracy"] if first["step"] == 0 else None
 
@@ -57,11 +67,10 @@ def late_accuracy(run: Record) -> float:
 
 
 def accuracy_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """What every arm reaches and what it costs, one arm a row, head first.
+    """Table of accuracies and costs, one arm per row, head first.
 
     Means over seeds, least and largest in brackets. `second half` is the accuracy of the validations there. The last
-    two columns say where an arm reaches the accuracy with which the first one ended on the same seed, that is on the
-    same questions.
+    two columns say where an arm reaches the final accuracy of the first one on the same seed, on the same questions.
     """
     runs = results["runs"]
     baseline = next(iter(runs))
@@ -83,21 +92,27 @@ def accuracy_rows(results: Mapping[str, Any]) -> list[list[str]]:
     for arm, by_seed in runs.items():
         compared = [(run, targets[seed]) for seed, run in by_seed.items() if seed in targets]
         cells = (spread([of(*pair) for pair in compared], form) for of, form in columns.values())
-        rows.append([arm, str(len(compared)), *cells])
+        rows.append([label(results, arm), str(len(compared)), *cells])
     return rows
 
 
-#: Each algorithm without RPO and with it.
-PAIRS = (("grpo", "rpo"), ("dapo", "dapo-rpo"))
+#: Each algorithm: alone, with the parts of the plug-in that any training can have, and with RPO.
+ALGORITHMS = (("grpo", "grpo-lean", "rpo"), ("dapo", "dapo-lean", "dapo-rpo"))
+
+
+def algorithms(results: Mapping[str, Any]) -> list[list[str]]:
+    """The arms of each algorithm that have results, the baseline first; without a baseline an algorithm has none."""
+    found = [[arm for arm in arms if arm in results["runs"]] for arms in ALGORITHMS if arms[0] in results["runs"]]
+    return [arms for arms in found if len(arms) > 1]
 
 
 def headline_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """GRPO and DAPO beside the same with RPO, head first: means over seeds, in brackets shares of what it is without.
+    """Table of GRPO and DAPO with and without RPO, head first: means over seeds, in brackets shares of the baseline.
 
     The difference in accuracy is taken seed by seed, on the same questions: mean, least and largest.
     """
-    pairs = [pair for pair in PAIRS if all(arm in results["runs"] for arm in pair)]
-    rows = [["means over seeds", *(arm for pair in pairs for arm in pair)]]
+    runs, arms_of = results["runs"], algorithms(results)
+    rows = [["means over seeds", *(arm for arms in arms_of for arm in arms)]]
     shown: dict[str, tuple[Callable[[Record], float], str, bool]] = {
         "accuracy, second half": (late_accuracy, "{:.3f}", False),
         "pass@1 after": (lambda run: run["pass_at_k"]["1"], "{:.3f}", False),
@@ -106,24 +121,25 @@ def headline_rows(results: Mapping[str, Any]) -> list[list[str]]:
         "… per sample": (lambda run: run["generated_tokens_per_sample"], "{:.1f}", True),
         "training time, s": (lambda run: run["train_s"], "{:.0f}", True),
     }
-    for label, (of, form, with_share) in shown.items():
-        row = [label]
-        for pair in pairs:
-            without, with_rpo = (fmean(map(of, results["runs"][arm].values())) for arm in pair)
-            share = f" ({with_rpo / without:.0%})" if with_share else ""
-            row += [form.format(without), form.format(with_rpo) + share]
+    for name, (of, form, with_share) in shown.items():
+        row = [name]
+        for arms in arms_of:
+            baseline, *others = (fmean(map(of, runs[arm].values())) for arm in arms)
+            shares = [f" ({value / baseline:.0%})" if with_share else "" for value in others]
+            row += [form.format(baseline), *(form.format(v) + share for v, share in zip(others, shares, strict=True))]
         rows.append(row)
-    gains = ["accuracy, second half, against without RPO, points"]
-    for pair in pairs:
-        without, with_rpo = (results["runs"][arm] for arm in pair)
-        shared = [seed for seed in with_rpo if seed in without]
-        points = [100 * (late_accuracy(with_rpo[seed]) - late_accuracy(without[seed])) for seed in shared]
-        gains += ["", spread(points, "{:+.1f}")]
+    gains = ["accuracy, second half, against the baseline, points"]
+    for baseline, *others in arms_of:
+        gains.append("")
+        for arm in others:
+            shared = [seed for seed in runs[arm] if seed in runs[baseline]]
+            points = [100 * (late_accuracy(runs[arm][seed]) - late_accuracy(runs[baseline][seed])) for seed in shared]
+            gains.append(spread(points, "{:+.1f}"))
     return [*rows, gains]
 
 
 def question_rows(results: Mapping[str, Any], question: str) -> list[list[str]]:
-    """The arms that answer a question, one a row, head first; tokens and time are shares of those of the first."""
+    """Table of the arms that answer a question, one per row, head first; tokens and time are shares of the first."""
     runs = results["runs"]
     arms = [arm for arm in results["questions"][question] if arm in runs]
     reference = runs[arms[0]].values()
@@ -142,7 +158,7 @@ def question_rows(results: Mapping[str, Any], question: str) -> list[list[str]]:
         "pass@8": (lambda run: run["pass_at_k"]["8"], "{:.3f}"),
         "answer, tokens": (lambda run: run["answer_tokens"], "{:.0f}"),
         "distinct answers": (lambda run: run["distinct_share"], "{:.2f}"),
-        "groups without signal": (without_signal("before"), "{:.2f}"),
+        "zero-advantage groups": (without_signal("before"), "{:.2f}"),
         "… shaped": (without_signal("after"), "{:.2f}"),
         "tokens": (share("generated_tokens"), "{:.0%}"),
         "time": (share("train_s"), "{:.0%}"),
@@ -150,7 +166,7 @@ def question_rows(results: Mapping[str, Any], question: str) -> list[list[str]]:
     rows = [["arm", *columns]]
     for arm in arms:
         found = (spread([of(run) for run in runs[arm].values()], form, "–") for of, form in columns.values())
-        rows.append([arm, *found])
+        rows.append([label(results, arm), *found])
     return rows
 
 
@@ -159,7 +175,7 @@ GRID = re.compile(r"talk-L(?P<row>[\d.]+)-alpha(?P<column>[\d.]+)")
 
 
 def grid_rows(results: Mapping[str, Any], of: Callable[[Record], float], form: str) -> list[list[str]]:
-    """A figure over where answers are cut (down) and alpha (across), and the means of both, head first."""
+    """Table of a figure over the cut (down) and alpha (across), with the means of both, head first."""
     cells = {}
     for arm, by_seed in results["runs"].items():
         if place := GRID.fullmatch(arm):
@@ -176,7 +192,7 @@ def grid_rows(results: Mapping[str, Any], of: Callable[[Record], float], form: s
     return [*rows, ["mean", *(mean(None, column) for column in across), mean(None, None)]]
 
 
-#: What is shown over the grid, and how it is written.
+#: Figures that are shown over the grid, and their formats.
 GRIDS: dict[str, tuple[Callable[[Record], float], str]] = {
     "accuracy in the second half": (late_accuracy, "{:.3f}"),
     "answer, tokens": (lambda run: run["answer_tokens"], "{:.0f}"),
@@ -185,28 +201,29 @@ GRIDS: dict[str, tuple[Callable[[Record], float], str]] = {
 
 
 def time_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """Where the time of a step goes: means over steps and seeds in seconds, one arm a row, head first."""
+    """Table of the parts of a step: means over steps and seeds in seconds, one arm per row, head first."""
     runs = results["runs"]
     parts = list(next(iter(next(iter(runs.values())).values()))["parts_s"])
     rows = [["arm", "step, s", *parts]]
     for arm, by_seed in runs.items():
         means = {part: fmean(run["parts_s"][part] for run in by_seed.values()) for part in parts}
-        rows.append([arm, f"{sum(means.values()):.2f}", *(f"{means[part]:.3f}" for part in parts)])
+        rows.append([label(results, arm), f"{sum(means.values()):.2f}", *(f"{means[part]:.3f}" for part in parts)])
     return rows
 
 
 def waiting(results: Mapping[str, Any]) -> str:
-    """One sentence for each pair of arms: what of a step finished rollouts wait for the trainer."""
-    means = {}
-    for arm in (arm for pair in PAIRS for arm in pair if arm in results["runs"]):
+    """One sentence per algorithm: how long finished rollouts wait for the trainer in a step."""
+
+    def means(arm: str) -> tuple[float, float]:
         parts = [run["parts_s"] for run in results["runs"][arm].values()]
-        means[arm] = (fmean(part["waiting"] for part in parts), fmean(sum(part.values()) for part in parts))
-    return " ".join(
-        f"Of a step's {means[without][1]:.1f} s, {without} waits {means[without][0]:.2f} s so; "
-        f"{with_rpo} waits {means[with_rpo][0]:.2f} of {means[with_rpo][1]:.1f} s."
-        for without, with_rpo in PAIRS
-        if without in means and with_rpo in means
-    )
+        return fmean(part["waiting"] for part in parts), fmean(sum(part.values()) for part in parts)
+
+    sentences = []
+    for baseline, *others in algorithms(results):
+        waits, step = means(baseline)
+        text = f"Of a step's {step:.1f} s, {baseline} waits {waits:.2f} s so"
+        sentences.append("; ".join([text, *("{} waits {:.2f} of {:.1f} s".format(arm, *means(arm)) for arm in others)]))
+    return " ".join(f"{sentence}." for sentence in sentences)
 
 
 def provenance(results: Mapping[str, Any]) -> str:
@@ -216,7 +233,7 @@ def provenance(results: Mapping[str, Any]) -> str:
     commits, processors = (sorted({run[key] for run in runs}) for key in ("commit", "processor"))
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
-        f"`python examples/tiny_reasoner/bench.py --suite {results['suite']}`: problems of {settings['problem_steps']} "
+        f"`python -m benchmarks.bench --suite {results['suite']}`: problems of {settings['problem_steps']} "
         f"operations, {settings['questions']} questions, {settings['steps']} training steps, "
         f"validated every {settings['test_freq']} on {settings['val_questions']} questions, "
         f"{settings['samples']} answers to each; "
@@ -241,7 +258,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def plot_curves(results: Mapping[str, Any], path: Path) -> None:
-    """Validation accuracy over steps, training time and generated tokens: means over seeds, and every seed faintly."""
+    """Draw validation accuracy over steps, training time and generated tokens: means over seeds, every seed faintly."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -260,8 +277,8 @@ def plot_curves(results: Mapping[str, Any], path: Path) -> None:
             for curve, style in [*((curve, {"alpha": 0.2}) for curve in curves), (mean, {"label": arm, "lw": 2})]:
                 values = [point[name] / unit for point in curve]
                 axis.plot(values, [point["accuracy"] for point in curve], color=f"C{number % 10}", **style)
-    for axis, (label, _) in zip(axes, axes_of.values(), strict=True):
-        axis.set(xlabel=label)
+    for axis, (name, _) in zip(axes, axes_of.values(), strict=True):
+        axis.set(xlabel=name)
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="validation accuracy (full rollouts)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")

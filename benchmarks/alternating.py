@@ -1,0 +1,51 @@
+"""Bypass the plug-in in odd steps, for overhead.py: rows have no start, and the trainer's methods are veRL's.
+
+VERL_USE_EXTERNAL_MODULES loads it into every process of a run.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import wrapt
+
+
+@contextmanager
+def users_estimator(config: Any) -> Iterator[None]:
+    """Put the user's estimator in the place of RPO's, whose trainer is bypassed."""
+    own, config.algorithm.adv_estimator = config.algorithm.adv_estimator, config.rpo.upstream.adv_estimator
+    try:
+        yield
+    finally:
+        config.algorithm.adv_estimator = own
+
+
+def _leave_out(module: Any, name: str) -> None:
+    mixin = module.PartialRolloutTrainer
+
+    @wrapt.decorator
+    def in_odd_steps(method: Callable, trainer: Any, arguments: tuple, named: dict[str, Any]) -> Any:
+        if trainer.global_steps % 2 == 0:
+            return method(*arguments, **named)
+        with users_estimator(trainer.config):
+            return getattr(super(mixin, trainer), name)(*arguments, **named)
+
+    setattr(mixin, name, in_odd_steps(getattr(mixin, name)))
+
+
+def _alternate_trainer(module: Any) -> None:
+    for name in ("_compute_advantage", "_update_actor", "_compute_metrics", "_balance_batch"):
+        _leave_out(module, name)
+
+
+def _alternate_injection(module: Any) -> None:
+    @wrapt.decorator
+    def in_even_steps(inject: Callable, _: Any, arguments: tuple, named: dict[str, Any]) -> None:
+        if int(arguments[0]["global_steps"]) % 2 == 0:
+            inject(*arguments, **named)
+
+    module.PrefixAgentLoopManager._inject = in_even_steps(module.PrefixAgentLoopManager._inject)
+
+
+wrapt.register_post_import_hook(_alternate_trainer, "rpo_verl.rpo.hooks.trainer")
+wrapt.register_post_import_hook(_alternate_injection, "rpo_verl.rpo.hooks.injection")

@@ -1,0 +1,129 @@
+"""Write the generated blocks of README and docs: each stands behind a comment with its name, `<!-- results: demo -->`.
+
+`make results` writes all of them, and the plots that can be made from docs/results, whose files the commands wrote. A
+test holds the pages to it.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks import contamination, results, summary, tables
+from benchmarks.tiny import CHECKPOINT, ROOT, TINY
+from rpo_verl.tools.evaluation import compare
+from rpo_verl.tools.evaluation.summary import markdown
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), TINY / "README.md")
+#: A marker, and the table or paragraph behind it.
+PLACE = re.compile(r"<!-- results: (?P<name>\S+) -->\n\n(?P<block>(?:.+\n)*)")
+#: Row of the table → the file and its arm.
+CONTAMINATED = {
+    "all right, `max_failures=2`": ("contamination", "clean-2"),
+    "all right": ("contamination-one-failure", "clean"),
+    "all wrong": ("contamination", "wrong100"),
+    "all wrong, `max_failures=2`": ("contamination", "wrong100-2"),
+    "all wrong, no control": ("contamination", "wrong100-off"),
+    "half wrong, `max_failures=2`": ("contamination", "wrong50-2"),
+    "half wrong, no control": ("contamination", "wrong50-off"),
+}
+
+#: Block → the question that its arms answer.
+ABLATIONS = {
+    "ablations-cut": "Where answers are cut (L), and the length-aware reward (alpha)",
+    "ablations-diversity": "Diversity without the length-aware reward",
+    "ablations-weak": "A policy that is seldom right",
+    "ablations-weakest": "A policy too weak to fill the cache with anything right",
+    "ablations-ranges": "Other ranges",
+    "ablations-greedy": "Which response the cache takes",
+    "ablations-cache": "What the cache begins with",
+    "ablations-loss": "Prefixes in the loss",
+    "ablations-full": "How many rollouts are full",
+    "ablations-sizes": "Size of groups and batches",
+}
+
+
+def result(name: str) -> Any:
+    """The JSON that a command wrote."""
+    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+
+
+def pass_at_k_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Table of pass@k of the checkpoints and their differences, head first."""
+    return compare.comparison_rows(found["evaluations"], found["differences"], found["baseline"])
+
+
+def pretrained_rows() -> list[list[str]]:
+    """Table of the accuracy of the tiny reasoner's checkpoint, from the last line of its own log, head first."""
+    levels = json.loads((CHECKPOINT / "pretrain_log.jsonl").read_text().splitlines()[-1])["levels"]
+    rows = [["difficulty", "problems", "sampled, temperature 1.0", "greedy"]]
+    for level, found in levels.items():
+        rows.append([level, f"{found['problems']:,}", f"{found['sampled']:.1%}", f"{found['greedy']:.1%}"])
+    return rows
+
+
+def pretrained_size() -> str:
+    """One sentence: the size of the tiny reasoner's checkpoint."""
+    parameters = json.loads((CHECKPOINT / "pretrain_log.jsonl").read_text().splitlines()[0])["parameters"]
+    tokens = json.loads((CHECKPOINT / "config.json").read_text())["vocab_size"]
+    size = (CHECKPOINT / "model.safetensors").stat().st_size / 1e6
+    return (
+        f"{parameters:,} parameters (float32, tied embeddings), {tokens} tokens of vocabulary, {size:.1f} MB on disk."
+    )
+
+
+#: Name → its table or sentence.
+BLOCKS: dict[str, Callable[[], str]] = {
+    "tiny-reasoner-size": lambda: pretrained_size() + "\n",
+    "tiny-reasoner": lambda: markdown(pretrained_rows()),
+    "demo": lambda: markdown(summary.rows(result("demo"), summary.HEADLINES)),
+    "demo-dapo": lambda: markdown(summary.rows(result("demo-dapo"), summary.HEADLINES)),
+    "pass-at-k": lambda: markdown(pass_at_k_rows(result("pass-at-k"))),
+    "bench": lambda: markdown(results.accuracy_rows(result("bench-main"))),
+    "bench-headlines": lambda: markdown(results.headline_rows(result("bench-main"))),
+    "bench-time": lambda: markdown(results.time_rows(result("bench-main"))),
+    "bench-waiting": lambda: results.waiting(result("bench-main")) + "\n",
+    "bench-source": lambda: results.provenance(result("bench-main")) + "\n",
+    "cuts": lambda: markdown(results.accuracy_rows(result("bench-cuts"))),
+    "cuts-source": lambda: results.provenance(result("bench-cuts")) + "\n",
+    "talkative": lambda: markdown(results.accuracy_rows(result("bench-talkative"))),
+    "talkative-source": lambda: results.provenance(result("bench-talkative")) + "\n",
+    **{
+        block: lambda question=question: markdown(results.question_rows(result("bench-ablations"), question))
+        for block, question in ABLATIONS.items()
+    },
+    **{
+        f"ablations-grid-{name.split(',')[0].split()[0]}": lambda shown=shown: markdown(
+            results.grid_rows(result("bench-ablations"), *shown)
+        )
+        for name, shown in results.GRIDS.items()
+    },
+    "ablations-source": lambda: results.provenance(result("bench-ablations")) + "\n",
+    "contamination": lambda: markdown(
+        contamination.rows({row: result(call)[arm] for row, (call, arm) in CONTAMINATED.items()})
+    ),
+    "cache": lambda: markdown(tables.cache_rows(result("cache"))),
+    "shared-prefix": lambda: markdown(tables.shared_prefix_rows(result("shared-prefix"))),
+    "overhead": lambda: markdown(tables.overhead_rows(result("overhead"))),
+}
+
+
+def filled(page: str) -> str:
+    """The page with every block generated again."""
+    return PLACE.sub(lambda place: f"<!-- results: {place['name']} -->\n\n{BLOCKS[place['name']]()}", page)
+
+
+def main() -> None:
+    """Command line entry."""
+    for path in PAGES:
+        page = path.read_text()
+        if filled(page) != page:
+            path.write_text(filled(page))
+            print(f"written: {path.relative_to(ROOT)}")
+    for suite, plot in (("main", "bench"), ("cuts", "cuts"), ("talkative", "talkative")):
+        results.plot_curves(result(f"bench-{suite}"), ROOT / "docs" / f"{plot}.png")
+    compare.plot(result("pass-at-k")["evaluations"], ROOT / "docs" / "pass_at_k.png")
+
+
+if __name__ == "__main__":
+    main()
