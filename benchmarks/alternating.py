@@ -13,16 +13,14 @@ import wrapt
 @contextmanager
 def users_estimator(config: Any) -> Iterator[None]:
     """Put the user's estimator in the place of RPO's, whose trainer is bypassed."""
-    own, config.algorithm.adv_estimator = config.algorithm.adv_estimator, config.rpo.upstream.adv_estimator
+    own, config.algorithm.adv_estimator = config.algorithm.adv_estimator, config.rpo_wrapped.adv_estimator
     try:
         yield
     finally:
         config.algorithm.adv_estimator = own
 
 
-def _leave_out(module: Any, name: str) -> None:
-    mixin = module.PartialRolloutTrainer
-
+def _bypass(mixin: type, name: str) -> None:
     @wrapt.decorator
     def in_odd_steps(method: Callable, trainer: Any, arguments: tuple, named: dict[str, Any]) -> Any:
         if trainer.global_steps % 2 == 0:
@@ -33,9 +31,14 @@ def _leave_out(module: Any, name: str) -> None:
     setattr(mixin, name, in_odd_steps(getattr(mixin, name)))
 
 
-def _alternate_trainer(module: Any) -> None:
-    for name in ("_compute_advantage", "_update_actor", "_compute_metrics", "_balance_batch"):
-        _leave_out(module, name)
+def _alternate_rpo(module: Any) -> None:
+    for name in ("_compute_advantage", "_compute_metrics"):
+        _bypass(module.PartialRolloutTrainer, name)
+
+
+def _alternate_lean(module: Any) -> None:
+    for name in ("_update_actor", "_balance_batch"):
+        _bypass(module.LeanTrainer, name)
 
 
 def _alternate_injection(module: Any) -> None:
@@ -44,8 +47,9 @@ def _alternate_injection(module: Any) -> None:
         if int(arguments[0]["global_steps"]) % 2 == 0:
             inject(*arguments, **named)
 
-    module.PrefixAgentLoopManager._inject = in_even_steps(module.PrefixAgentLoopManager._inject)
+    module.Injection.__call__ = in_even_steps(module.Injection.__call__)
 
 
-wrapt.register_post_import_hook(_alternate_trainer, "rpo_verl.rpo.hooks.trainer")
+wrapt.register_post_import_hook(_alternate_rpo, "rpo_verl.rpo.hooks.trainer")
+wrapt.register_post_import_hook(_alternate_lean, "rpo_verl.lean.trainer")
 wrapt.register_post_import_hook(_alternate_injection, "rpo_verl.rpo.hooks.injection")

@@ -21,9 +21,11 @@ from benchmarks.tables import cache_rows, show
 from benchmarks.tiny import ROOT
 from rpo_verl.question import TokenizerIdentity, question_key
 from rpo_verl.rpo import store
-from rpo_verl.rpo.cache import CachedAnswer
+from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
+from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
+from rpo_verl.rpo.start import Start
 
 SIZES = ((1_000, 4096), (10_000, 4096), (100_000, 4096), (1_000_000, 256))
 BATCH, GROUP = 1024, 8
@@ -57,33 +59,46 @@ def questions(entries: int) -> list[tuple[bytes, np.ndarray]]:
 
 def measure(entries: int, tokens: int, folder: Path) -> dict[str, float]:
     """Fill a cache and time what a training step and a checkpoint do with it."""
-    rng, rpo = np.random.default_rng(0), PartialRollouts(RPOConfig(), tokens)
+    rng, cache = np.random.default_rng(0), ExperienceCache()
+    rpo = PartialRollouts(RPOConfig(), 2 * tokens, TOKENIZER, cache=cache)
     asked = questions(entries)
     before = resident()
     for key, question in asked:
         answer = CachedAnswer(rng.integers(0, 150_000, tokens, dtype=np.int32), True, 1.0, 0, question)
-        rpo.cache.put(key, answer)
+        cache.put(key, answer)
     memory = resident() - before
     batches = [[asked[i] for i in rng.integers(0, entries, BATCH)] for _ in range(5)]
     half = tokens // 2
     suffix = rng.integers(0, 150_000, tokens - half, dtype=np.int32)
-    responses = [[np.concatenate([rpo.cache.get(key).tokens[:half], suffix]) for key, _ in batch] for batch in batches]
     shaped = np.linspace(0.5, 1.0, GROUP)
-    correct, generated = shaped > 0.6, np.full(GROUP, tokens - half)
+
+    def group(number: int, key: bytes) -> tuple[Group, tuple[np.ndarray, np.ndarray]]:
+        """A finished group that started from the first half of its answer, and what its rows hold."""
+        answer = cache.get(key)
+        start = Start(key, "prefixed", GROUP, tokens, answer.tokens[:half], tokens - half, answer.id, 0)
+        lengths = np.full(GROUP, tokens)
+        keys = tuple(f"{number}_{member}_0" for member in range(GROUP))
+        correct = shaped > 0.6
+        finished = Group(start, keys, lengths // 2, lengths, np.zeros(GROUP, int), correct * 1.0, correct, shaped)
+        return finished, (answer.question, np.concatenate([answer.tokens[:half], suffix]))
 
     def look_up(i: int) -> None:
-        for key, _ in batches[i]:
-            rpo.plan(key, i + 1)
+        for _, question in batches[i]:
+            rpo.plan(question, i + 1, GROUP)
 
     def update(i: int) -> None:
-        for (key, question), response in zip(batches[i], responses[i], strict=True):
-            rpo.choose(key, i + 1, shaped)
-            answer = CachedAnswer(response, True, 1.0, i, question)
-            assert rpo.observe(key, answer, correct, generated, half).stored
-        rpo.cache.evict()
+        counts = rpo.observe(groups[i], i + 1, lambda keys: [rows[i][int(key.split("_")[0])] for key in keys])
+        assert counts["stored"] == len(groups[i])
+        rpo.end_step(i)
 
-    look_up_s, update_s = timed(look_up, 5), timed(update, 5)
-    save_s = timed(lambda i: store.save(rpo.cache, folder, TOKENIZER, step=i), 1)
+    look_up_s, updates_s, groups, rows = timed(look_up, 5), [], {}, {}
+    for i, batch in enumerate(batches):
+        # A question that is in a batch twice has one group.
+        asked_now = dict.fromkeys(key for key, _ in batch)
+        groups[i], rows[i] = zip(*(group(number, key) for number, key in enumerate(asked_now)), strict=True)
+        updates_s.append(timed(lambda _, i=i: update(i), 1) * BATCH / len(groups[i]))
+    update_s = median(updates_s)
+    save_s = timed(lambda i: rpo.save(folder, i), 1)
     return {
         "entries": entries,
         "tokens": tokens,
@@ -91,7 +106,7 @@ def measure(entries: int, tokens: int, folder: Path) -> dict[str, float]:
         "update_ms": 1000 * update_s,
         "save_s": save_s,
         "resident_bytes": memory,
-        "accounted_bytes": rpo.cache.bytes,
+        "accounted_bytes": cache.bytes,
         "resident_share": memory / (4 * entries * tokens),
         "disk_bytes": sum(path.stat().st_size for path in folder.iterdir()),
     }

@@ -27,10 +27,11 @@ from verl.workers.rollout.replica import TokenOutput
 
 from benchmarks.tables import show
 from benchmarks.tiny import CHECKPOINT
-from rpo_verl.rpo.cache import CachedAnswer
-from rpo_verl.rpo.hooks.agent_loop import PrefixAgentLoop
-from rpo_verl.rpo.hooks.groups import offer_to_cache, read_groups
-from rpo_verl.rpo.hooks.injection import PrefixAgentLoopManager
+from rpo_verl.question import question_key
+from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
+from rpo_verl.rpo.hooks.agent_loop import PREFIX_TOKENS, START, PrefixAgentLoop
+from rpo_verl.rpo.hooks.groups import fetch_tokens, read_groups
+from rpo_verl.rpo.hooks.injection import Injection
 from rpo_verl.rpo.hooks.reward import CORRECT, REWARD
 from rpo_verl.rpo.options import RPOConfig, TruncationConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
@@ -77,18 +78,15 @@ def prompts() -> TensorDict:
 
 
 def injection(config, rollouts: PartialRollouts, questions: Questions) -> dict[str, float]:
-    """Seconds in the TaskRunner, and bytes from there to the workers."""
-    manager = object.__new__(PrefixAgentLoopManager)
-    manager.config, manager.rollout_config, manager.agent_loop_workers = config, config.actor_rollout_ref.rollout, []
-    manager.reward_loop_worker_handles = []
-    manager.connect(rollouts, lambda messages: questions.key(questions.ids(messages)))
+    """Measure seconds in the TaskRunner, and bytes from there to the workers."""
+    inject = Injection(rollouts, questions.ids, config.actor_rollout_ref.rollout.agent.default_agent_loop, GROUP)
 
     def size(batch: TensorDict) -> int:
         return sum(len(cloudpickle.dumps(chunk)) for chunk in batch.chunk(WORKERS))
 
     plain, *batches = (prompts() for _ in range(6))
     batch, fresh = batches[0], iter(batches)
-    seconds = timed(lambda: manager._inject(next(fresh)))
+    seconds = timed(lambda: inject(next(fresh)))
     before, after = timed(lambda: size(plain)), timed(lambda: size(batch))
     return {
         "taskrunner_s": seconds,
@@ -107,7 +105,7 @@ def worker(config, tokenizer, batch: TensorDict) -> dict[str, float]:
     """
     sent = cloudpickle.dumps(batch.chunk(WORKERS)[0])
     received = cloudpickle.loads(sent)
-    rows = [{key: received[key][i] for key in ("raw_prompt", "rpo_start")} for i in range(len(received))]
+    rows = [{key: received[key][i] for key in ("raw_prompt", START)} for i in range(len(received))]
     rows = [{key: getattr(value, "data", value) for key, value in row.items()} for row in rows]
 
     def loop(cls, tokens):
@@ -132,7 +130,7 @@ def worker(config, tokenizer, batch: TensorDict) -> dict[str, float]:
         for name, arm in arms.items():
             seconds[name].append(timed(lambda arm=arm: asyncio.run(run(*arm)), 1))
     prefixed, whole, short = (median(seconds[name]) for name in ("prefixed", "whole", "suffix"))
-    passed_on = sum(len(cloudpickle.dumps(row["rpo_start"])) for row in rows) * GROUP * WORKERS
+    passed_on = sum(len(cloudpickle.dumps(row[START])) for row in rows) * GROUP * WORKERS
     return {
         "worker_s": prefixed - whole,
         "worker_over_suffixes_alone_s": prefixed - short,
@@ -145,25 +143,22 @@ def update(rollouts: PartialRollouts, questions: Questions, batch: TensorDict) -
     """Seconds in the TaskRunner at the end of a step: read the groups, shape, update the cache."""
     keys, tags, fields = [], [], []
     for i in range(QUESTIONS):
-        start = batch["rpo_start"][i]
-        start = getattr(start, "data", start).start
+        start = batch[START][i]
+        # As it is at the worker: it goes on without the prefix.
+        start, prefix = cloudpickle.loads(cloudpickle.dumps(getattr(start, "data", start))), len(start.prefix)
         question = torch.tensor(questions.ids(batch["raw_prompt"][i]))
         for session in range(GROUP):
-            length = len(start.prefix) + MAX_DROPPED // 2
+            length = prefix + MAX_DROPPED // 2
             reward = float(session % 2)
-            info = {"key": start.key, "kind": start.kind, "group_size": GROUP, "prefix_tokens": len(start.prefix)}
-            info |= {"dropped": start.dropped, "source_step": 0, "capped": False}
+            info = {"acc": reward, CORRECT: bool(reward), REWARD: reward}
             keys.append(f"{i:032x}_{session}_0")
             tags.append({"response_len": length - session, "min_global_steps": 0})
             fields.append(
                 {
-                    "uid": f"{i:032x}",
                     "prompts": question,
                     "responses": torch.full((length,), 65),
-                    "extra_fields": {
-                        "rpo": info,
-                        "reward_extra_info": {"acc": reward, CORRECT: bool(reward), REWARD: reward},
-                    },
+                    START: start,
+                    "extra_fields": {PREFIX_TOKENS: prefix, "reward_extra_info": info},
                 }
             )
     for at in range(0, len(keys), 1024):
@@ -175,7 +170,7 @@ def update(rollouts: PartialRollouts, questions: Questions, batch: TensorDict) -
     groups = read_groups(keys, tags, "train", options)
     return {
         "taskrunner_read_s": timed(lambda: read_groups(keys, tags, "train", options), 3),
-        "taskrunner_update_s": timed(lambda: offer_to_cache(groups, rollouts, 2, questions.key, {-1}), 3),
+        "taskrunner_update_s": timed(lambda: rollouts.observe(groups, 2, fetch_tokens("train")), 3),
     }
 
 
@@ -191,11 +186,12 @@ def main() -> None:
         config = compose("ppo_trainer", overrides)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     questions = Questions(str(CHECKPOINT), None, tokenizer, 2 * QUESTION_TOKENS)
-    rollouts = PartialRollouts(RPOConfig(truncation=TruncationConfig(max_tokens=MAX_DROPPED)), MAX_RESPONSE)
+    cache, options = ExperienceCache(), RPOConfig(truncation=TruncationConfig(max_tokens=MAX_DROPPED))
+    rollouts = PartialRollouts(options, MAX_RESPONSE, questions.identity, {-1}, cache)
     for row in prompts()["raw_prompt"]:
         ids = np.array(questions.ids(getattr(row, "data", row)), dtype=np.int32)
         answer = np.full(PREFIX + MAX_DROPPED // 2, 65, dtype=np.int32)
-        rollouts.cache.put(questions.key(ids), CachedAnswer(answer, True, 1.0, 0, ids))
+        cache.put(question_key(ids, questions.identity.fingerprint), CachedAnswer(answer, True, 1.0, 0, ids))
 
     ray.init(num_cpus=8, include_dashboard=False)
     tq.init(config.transfer_queue)

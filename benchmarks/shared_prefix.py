@@ -23,7 +23,7 @@ from verl.workers.engine.fsdp import transformer_impl
 
 from benchmarks.tables import shared_prefix_rows, show
 from benchmarks.tiny import CHECKPOINT
-from rpo_verl.upstream.contract import SHARE_PREFIX
+from rpo_verl.lean.engine import SHARE_PREFIX
 
 QUESTION, REPEATS = 66, 9
 #: Groups in a micro-batch, members, tokens of prefix and suffix.

@@ -17,11 +17,12 @@ OWN_PARTS = {
     "injection, look-ups included": "timing_s/rpo_injection",
     "… look-ups": "timing_s/rpo_look_up",
     "reading the groups, shaping": "timing_s/rpo_shaping",
+    "credit": "timing_s/rpo_credit",
     "cache update, metrics": "timing_s/rpo_cache_update",
     "saving the cache, in steps that save": "timing_s/rpo_cache_save",
 }
 #: Those of every step; none of them contains another.
-EVERY_STEP = ("injection, look-ups included", "reading the groups, shaping", "cache update, metrics")
+EVERY_STEP = ("injection, look-ups included", "reading the groups, shaping", "credit", "cache update, metrics")
 
 #: Part of a step → its timers. The report's table has the metrics; injection counts as the plug-in's here.
 PARTS = {

@@ -28,6 +28,7 @@ class PartialRollouts:
         max_response_length: veRL's `data.max_response_length`, tokens.
         identity: of the tokenizer and chat template; keys and stores depend on it.
         end_ids: ids at which generation ends; cached answers do without a final one.
+        cache: the cache to begin with; None: an empty one with the bounds of the options.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class PartialRollouts:
         max_response_length: int,
         identity: TokenizerIdentity,
         end_ids: Collection[int] = (),
+        cache: ExperienceCache | None = None,
     ) -> None:
         self._config, self._max_response_length = config, max_response_length
         self._identity, self._fingerprint, self._end_ids = identity, identity.fingerprint, frozenset(end_ids)
-        self._cache = ExperienceCache(**self._bounds)
+        self._cache = ExperienceCache(**self._bounds) if cache is None else cache
 
     @property
     def _bounds(self) -> dict[str, bool | int | None]:
