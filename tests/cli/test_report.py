@@ -8,9 +8,10 @@ from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
 
 from rpo_verl.tools.cli.main import app
+from rpo_verl.tools.errors import CommandError
 from rpo_verl.tools.report.charts import build_charts, generated_tokens, totals
 from rpo_verl.tools.report.page import render
-from rpo_verl.tools.report.runs import RunError, differing_settings, load_run
+from rpo_verl.tools.report.runs import differing_settings, load_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 STEPS = 12
@@ -186,12 +187,12 @@ def test_what_is_no_run(tmp_path, content, message):
     path = tmp_path / "metrics.jsonl"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(CommandError, match=message):
         load_run(str(path))
 
 
 def test_a_folder_of_several_runs_has_to_be_narrowed(runs, tmp_path):
-    with pytest.raises(RunError, match=r"several runs; name one of them: .*base.*rpo1"):
+    with pytest.raises(CommandError, match=r"several runs; name one of them: .*base.*rpo1"):
         load_run(str(tmp_path))
     result = CliRunner().invoke(app, ["report", str(tmp_path / "nowhere")])
     assert result.exit_code == 1
