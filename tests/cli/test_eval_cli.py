@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TINY
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -49,6 +49,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(samples):
             assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4096).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
 def test_pass_at_k_keeps_its_digits_for_many_samples(case):
     samples, correct, k = case
@@ -56,6 +57,7 @@ def test_pass_at_k_keeps_its_digits_for_many_samples(case):
     assert pass_at_k(samples, correct, k) == pytest.approx(float(exact), rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1), st.integers(1, n - 1))))
 def test_pass_at_k_grows_with_right_answers_and_with_k(case):
     samples, correct, k = case
@@ -78,6 +80,7 @@ def test_pass_at_k_outside_its_range(samples, correct, k):
         pass_at_k(samples, correct, k)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_an_interval_holds_its_mean_and_stays_in_range(values):
     estimate = mean_interval(values)
