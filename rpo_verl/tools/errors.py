@@ -2,4 +2,4 @@
 
 
 class CommandError(ValueError):
-    """A command that cannot begin or go on. The message names the problem and the fix."""
+    """A command that cannot start or continue. The message names the problem and the fix."""

@@ -372,6 +372,7 @@ def test_one_folder_is_one_evaluation(tmp_path, data):
         (("--temperature", "0"), "gives the same answer every time"),
         (("--top-p", "0"), "--top-p=0 leaves no token"),
         (("--chat-template-options", "{"), "not JSON"),
+        (("--chat-template-options", "3"), "not JSON of the form {name: value}"),
         (("--reward-name", "nothing"), "has no such function"),
         (("--reward-file", "nothing.py"), "not a Python file"),
         (("--reward-file", "pkg://rpo_verl.nothing"), "No module named"),

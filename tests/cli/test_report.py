@@ -11,7 +11,7 @@ from rpo_verl.tools.cli.main import app
 from rpo_verl.tools.errors import CommandError
 from rpo_verl.tools.report.charts import build_charts, generated_tokens, totals
 from rpo_verl.tools.report.page import render
-from rpo_verl.tools.report.runs import differing_settings, load_run
+from rpo_verl.tools.report.runs import differing_settings, load_run, read_metrics
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 STEPS = 12
@@ -172,6 +172,12 @@ def test_a_run_in_progress_is_read_up_to_its_last_line(tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "da')
     assert max(load_run(str(folder)).steps) == STEPS
+
+
+def test_metrics_are_numbers_in_step_order(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "data": {"a": 1, "b": "text", "c": true}}\n{"step": 1, "data": {"a": 0.5}}\n{"ste')
+    assert list(read_metrics(path).items()) == [(1, {"a": 0.5}), (2, {"a": 1.0})]
 
 
 @pytest.mark.parametrize(

@@ -87,14 +87,10 @@ def evaluate(
 
     def generate(requests: list[Request]) -> Iterator[tuple[Request, Answer]]:
         folder = str(merge_shards(checkpoint, out, trust_remote_code)) if checkpoint.sharded else checkpoint.name
-        engine = {
-            "dtype": dtype,
-            "gpus": gpus,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "enforce_eager": enforce_eager,
-            "trust_remote_code": trust_remote_code,
-            "seed": seed,
-        }
+        engine = dict(
+            dtype=dtype, gpus=gpus, gpu_memory_utilization=gpu_memory_utilization, enforce_eager=enforce_eager,
+            trust_remote_code=trust_remote_code, seed=seed,
+        )  # fmt: skip
         return generate_with_vllm(requests, folder, template_options, sampling, engine)
 
     with SampleStore(out) as store:

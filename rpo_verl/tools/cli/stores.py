@@ -235,6 +235,10 @@ def build(
     refuse_to_overwrite(out)
     template_options = parse_template_options(chat_template_options)
     tokenizer, questions = load_questions(model, max_prompt_length, template_options, trust_remote_code)
+    engine = dict(
+        dtype=dtype, gpus=gpus, gpu_memory_utilization=gpu_memory_utilization, trust_remote_code=trust_remote_code,
+        seed=seed,
+    )  # fmt: skip
     cache = build_store(
         out,
         read_rows(data, prompt_key, limit),
@@ -243,13 +247,7 @@ def build(
         load_reward(import_reward(reward_file) if reward_file else None, reward_name),
         model,
         Sampling(temperature, top_p, top_k, max_response_length),
-        {
-            "dtype": dtype,
-            "gpus": gpus,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "trust_remote_code": trust_remote_code,
-            "seed": seed,
-        },
+        engine,
         batch_size,
     )
     correct = sum(answer.correct for _, answer in cache.items())

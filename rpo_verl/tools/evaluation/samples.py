@@ -5,7 +5,6 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 from rpo_verl.tools.errors import CommandError
 
@@ -100,8 +99,6 @@ class SampleStore:
     def __enter__(self) -> "SampleStore":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         os.fsync(self._file.fileno())
         self._file.close()

@@ -29,7 +29,7 @@ def build_store(
 ) -> ExperienceCache:
     """Answer every distinct question of `rows` and save the store to `out`.
 
-    Finished batches wait in the folder `<out>.partial`. Each is a store, and the next call goes on from there.
+    Finished batches wait in the folder `<out>.partial`. Each is a store. The next call continues from them.
 
     Args:
         out: folder of the store.

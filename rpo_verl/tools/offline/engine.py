@@ -30,41 +30,11 @@ class Sampling:
         )
 
 
-def start_vllm(
-    model: str,
-    *,
-    max_model_len: int,
-    dtype: str,
-    gpus: int,
-    gpu_memory_utilization: float,
-    trust_remote_code: bool,
-    seed: int,
-    **more: Any,
-) -> Any:
-    """Start vLLM's offline engine.
-
-    Args:
-        model: folder or hub id.
-        max_model_len: maximum tokens of a question and its answer together.
-        dtype: vLLM's.
-        gpus: tensor parallel size.
-        gpu_memory_utilization: fraction of a device's memory.
-        trust_remote_code: run code that comes with the model.
-        seed: of the engine. Requests may have their own.
-        more: further arguments of `vllm.LLM`.
-    """
+def start_vllm(model: str, *, gpus: int, **options: Any) -> Any:
+    """Start vLLM's offline engine. `gpus` is the tensor parallel size; `options` are further ones of `vllm.LLM`."""
     from vllm import LLM
 
-    return LLM(
-        model=model,
-        dtype=dtype,
-        tensor_parallel_size=gpus,
-        gpu_memory_utilization=gpu_memory_utilization,
-        max_model_len=max_model_len,
-        trust_remote_code=trust_remote_code,
-        seed=seed,
-        **more,
-    )
+    return LLM(model=model, tensor_parallel_size=gpus, **options)
 
 
 def stream_answers(

@@ -72,7 +72,7 @@ def parse_record(
     """Convert one record to an answer.
 
     Args:
-        record: what `read_records` yielded.
+        record: from `read_records`.
         question_ids: chat messages → token ids.
         encode: text → token ids, without special tokens.
         vocabulary_size: exclusive upper bound of ids.

@@ -131,16 +131,9 @@ def _accuracy_chart(labels: dict[str, list[Run]], name: str, number: int) -> Cha
     axes = {
         "training time, minutes": lambda run: {s: v / 60 for s, v in cumulated(run, seconds).items()},
         "generated tokens, thousands": lambda run: {s: v / 1000 for s, v in cumulated(run, generated_tokens).items()},
-        "steps": lambda run: {step: float(step) for step in run.steps},
+        "steps": _steps,
     }
-    views = {
-        axis: [
-            line
-            for label, group in labels.items()
-            if (line := _line(label, group, x_of, lambda metrics: metrics.get(name))) is not None
-        ]
-        for axis, x_of in axes.items()
-    }
+    views = {axis: _lines(labels, x_of, lambda metrics: metrics.get(name)) for axis, x_of in axes.items()}
     data_source, *metric = name.removeprefix("val-core/").rsplit("/", 2)
     note = "Full rollouts without a prefix. Training time excludes validation."
     return Chart(f"accuracy{number}", f"Validation: {data_source}", note, "/".join(metric), views)
@@ -150,49 +143,36 @@ def _over_steps(
     labels: dict[str, list[Run]], key: str, title: str, note: str, y_label: str, curves: dict[str, tuple[str, ...]]
 ) -> Chart:
     """Build a chart over steps, with a view per entry of `curves`: name → metrics, of which a run's first counts."""
-    views = {}
-    for name, metrics_of in curves.items():
-        lines = [
-            line
-            for label, group in labels.items()
-            if (
-                line := _line(
-                    label,
-                    group,
-                    lambda run: {step: float(step) for step in run.steps},
-                    lambda metrics, names=metrics_of: next((metrics[n] for n in names if n in metrics), None),
-                )
-            )
-            is not None
-        ]
-        if lines:
-            views[name] = lines
-    return Chart(key, title, note, y_label, views, x_label="step")
+
+    def first_of(names: tuple[str, ...]) -> Callable[[Metrics], float | None]:
+        return lambda metrics: next((metrics[name] for name in names if name in metrics), None)
+
+    views = {name: _lines(labels, _steps, first_of(names)) for name, names in curves.items()}
+    return Chart(key, title, note, y_label, {name: lines for name, lines in views.items() if lines}, x_label="step")
 
 
-def _line(
-    name: str,
-    group: list[Run],
-    x_of: Callable[[Run], dict[int, float]],
-    y_of: Callable[[Metrics], float | None],
-) -> Line | None:
-    points: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for run in group:
-        x = x_of(run)
-        for step, metrics in run.steps.items():
-            y = y_of(metrics)
-            if y is not None:
-                points[step].append((x[step], y))
-    if not points:
-        return None
-    steps = sorted(points)
-    values = [np.array(points[step]) for step in steps]
-    return Line(
-        name,
-        [float(v[:, 0].mean()) for v in values],
-        [float(v[:, 1].mean()) for v in values],
-        [float(v[:, 1].std(ddof=1)) if len(v) > 1 else 0.0 for v in values],
-    )
+def _steps(run: Run) -> dict[int, float]:
+    return {step: float(step) for step in run.steps}
+
+
+def _lines(
+    labels: dict[str, list[Run]], x_of: Callable[[Run], dict[int, float]], y_of: Callable[[Metrics], float | None]
+) -> list[Line]:
+    """Compute a line for every label that has values."""
+    lines = []
+    for label, group in labels.items():
+        points: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        for run in group:
+            x = x_of(run)
+            for step, metrics in run.steps.items():
+                if (y := y_of(metrics)) is not None:
+                    points[step].append((x[step], y))
+        if points:
+            values = [np.array(points[step]) for step in sorted(points)]
+            means = [v.mean(axis=0).tolist() for v in values]
+            spread = [float(v[:, 1].std(ddof=1)) if len(v) > 1 else 0.0 for v in values]
+            lines.append(Line(label, [x for x, _ in means], [y for _, y in means], spread))
+    return lines
 
 
 def _parts(group: list[Run]) -> dict[str, float]:
