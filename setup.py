@@ -30,6 +30,7 @@ setup(
         "rpo_verl.tools",
         "rpo_verl.tools.cli",
         "rpo_verl.tools.evaluation",
+        "rpo_verl.tools.offline",
         "rpo_verl.tools.report",
         "rpo_verl.upstream",
     ],

@@ -1,1 +1,1 @@
-"""What a user runs beside a training: the command `rpo-verl` and what it is made of."""
+"""The command `rpo-verl` and its parts. Imports go one way: cli → evaluation → offline, and cli → report."""

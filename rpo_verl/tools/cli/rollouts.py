@@ -1,4 +1,4 @@
-"""`rpo-verl rollouts`: look at what a training generated, and from which prefixes."""
+"""`rpo-verl rollouts`: inspect the rollouts of a training run, and their prefixes."""
 
 import json
 import math
@@ -8,31 +8,34 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from rpo_verl.tools.cli.cache import errors, fail
+from rpo_verl.rpo.shaping import is_correct
+from rpo_verl.tools.cli.common import console, errors, new_app
+from rpo_verl.tools.errors import CommandError
 
-app = typer.Typer(no_args_is_help=True, help="Rollouts that a training dumped (trainer.rollout_data_dir).")
-console = Console()
+app = new_app("Rollouts in veRL's trainer.rollout_data_dir.")
 
 
 @app.callback()
 def _root() -> None:
-    """Keeps `show` a command of its own, whatever their number."""
+    """Keep `show` a sub-command while it is the only one."""
 
 
 @app.command()
 def show(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="veRL's trainer.rollout_data_dir.")],
-    step: Annotated[list[int] | None, typer.Option(help="Only these training steps; may be repeated.")] = None,
+    step: Annotated[list[int] | None, typer.Option(help="Only this training step. Repeat for several.")] = None,
     question: Annotated[str, typer.Option(help="Only questions that contain this text.")] = "",
-    kind: Annotated[str, typer.Option(help="Only groups that are full, prefixed or refreshed.")] = "",
+    kind: Annotated[str, typer.Option(help="Only groups of this kind: full, prefixed or refreshed.")] = "",
     min_reward: Annotated[float | None, typer.Option(help="Only base rewards of at least this.")] = None,
     max_reward: Annotated[float | None, typer.Option(help="Only base rewards of at most this.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many responses.")] = 8,
+    count: Annotated[int, typer.Option(min=1, help="Number of responses.")] = 8,
 ) -> None:
-    """Print responses, the newest step first: prefix dim, suffix bright, right green and wrong red."""
+    """Print responses, newest step first.
+
+    The prefix is dim and the suffix bright: green if correct, else red.
+    """
     lowest = -math.inf if min_reward is None else min_reward
     highest = math.inf if max_reward is None else max_reward
     shown = 0
@@ -46,26 +49,25 @@ def show(
         if shown == count:
             return
     if not shown:
-        raise fail(f"no rollout in {folder} passes these filters")
+        raise CommandError(f"no rollout in {folder} passes these filters")
 
 
 def _records(folder: Path, steps: list[int] | None) -> Iterator[dict[str, Any]]:
     files = {int(path.stem): path for path in folder.glob("*.jsonl") if path.stem.isdigit()}
     if not files:
-        raise fail(f"{folder} has no files N.jsonl; train with trainer.rollout_data_dir={folder}")
+        raise CommandError(f"{folder} has no files N.jsonl; train with trainer.rollout_data_dir={folder}")
     for number in sorted(files if steps is None else set(steps) & set(files), reverse=True):
         with files[number].open(encoding="utf-8") as file:
             for line, text in enumerate(file, start=1):
                 try:
                     yield json.loads(text)
                 except ValueError:
-                    # The last line of a step that is being written, or was when the training was killed.
-                    errors.print(f"{files[number]}:{line}: not JSON, left out", style="yellow", soft_wrap=True)
+                    # veRL is writing this line, or was killed while it did.
+                    errors.print(f"{files[number]}:{line}: not JSON, skipped", style="yellow", soft_wrap=True)
 
 
 def _print(record: dict[str, Any]) -> None:
-    correct = record.get("rpo_correct", record["score"] > 0)
-    correct = record["score"] > 0 if correct is None else correct
+    correct = is_correct(record["score"], record.get("rpo_correct"))
     verdict = ("correct", "green") if correct else ("wrong", "red")
     head = f"step {record['step']}  reward {record['score']:g}"
     if record.get("rpo_kind") is not None:

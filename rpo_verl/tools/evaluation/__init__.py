@@ -1,1 +1,1 @@
-"""pass@k of a checkpoint: which questions, which samples are done, what they say. No veRL, vLLM or Ray in here."""
+"""pass@k of a checkpoint: questions, samples, results, comparisons."""

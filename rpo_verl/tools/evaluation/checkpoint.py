@@ -1,8 +1,8 @@
-"""What can be named as the model of an evaluation → a folder that vLLM loads.
+"""The model of an evaluation → a folder that vLLM loads.
 
-veRL saves the weights of FSDP as shards, which are torch pickles, and beside them, with `hf_model` among
-`actor_rollout_ref.actor.checkpoint.save_contents`, as a Hugging Face folder. The latter is taken where it is there.
-Shards are put together by veRL's own merger, which rounds them to bfloat16.
+veRL saves FSDP weights as shards, which are torch pickles. With `hf_model` among
+`actor_rollout_ref.actor.checkpoint.save_contents` it also saves a Hugging Face folder, which takes precedence here.
+veRL's merger converts shards, and rounds them to bfloat16.
 """
 
 import os
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from rpo_verl.tools.evaluation.errors import EvaluationError
+from rpo_verl.tools.errors import CommandError
 
 MERGED = "model"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _SHARDS = "model_world_size_*_rank_*.pt"
-#: What decides the answers of a model: weights, configuration, tokenizer, chat template.
+#: Files that determine the answers of a model: weights, configuration, tokenizer, chat template.
 _FILES = ("*.json", "*.jinja", "*.model", "*.txt", *_WEIGHTS, _SHARDS)
 _END_BYTES = 1 << 20
 
@@ -29,23 +29,23 @@ class Checkpoint:
     """A model to evaluate."""
 
     name: str
-    """Folder, or id on the Hugging Face hub."""
+    """Folder or hub id."""
 
     fingerprint: str
-    """Changes whenever a file that decides the answers does; the id itself for a model on the hub."""
+    """Changes with every file that determines the answers. For a hub model, its id."""
 
     sharded: bool = False
-    """The folder has FSDP shards only."""
+    """The folder has only FSDP shards."""
 
 
 def find_checkpoint(model: str) -> Checkpoint:
-    """What `model` names.
+    """Find the files of a model.
 
     Args:
         model: a Hugging Face folder or hub id; a veRL checkpoint `global_step_N`, or its `actor`.
 
     Raises:
-        EvaluationError: for a folder that is neither, LoRA and Megatron checkpoints among them.
+        CommandError: for any other folder, such as a LoRA or Megatron checkpoint.
     """
     folder = Path(model).expanduser()
     if not folder.exists():
@@ -53,7 +53,7 @@ def find_checkpoint(model: str) -> Checkpoint:
     if (folder / "actor").is_dir():
         folder = folder / "actor"
     if (folder / "lora_train_meta.json").exists():
-        raise EvaluationError(
+        raise CommandError(
             f"{folder} is a LoRA checkpoint, whose weights lack the adapter. Run python -m verl.model_merger merge "
             f"--backend fsdp --local_dir {folder} --target_dir MERGED, merge MERGED/lora_adapter into MERGED with "
             "PEFT's merge_and_unload, and evaluate that"
@@ -64,7 +64,7 @@ def find_checkpoint(model: str) -> Checkpoint:
     if _matches(folder, _SHARDS) and (folder / "fsdp_config.json").is_file():
         own = _fingerprint(folder) + _fingerprint(folder / "huggingface")
         return Checkpoint(str(folder), f"files {blake2b(own.encode(), digest_size=8).hexdigest()}", sharded=True)
-    raise EvaluationError(
+    raise CommandError(
         f"{folder} holds neither a Hugging Face model (config.json and *.safetensors) nor veRL's FSDP shards "
         f"({_SHARDS} and fsdp_config.json). Convert other checkpoints first: python -m verl.model_merger merge "
         f"--backend megatron --local_dir {folder} --target_dir MERGED"
@@ -72,18 +72,18 @@ def find_checkpoint(model: str) -> Checkpoint:
 
 
 def merge_shards(checkpoint: Checkpoint, out: Path, trust_remote_code: bool) -> Path:
-    """A Hugging Face folder made of FSDP shards, by veRL's merger in a process of its own.
+    """Convert FSDP shards to a Hugging Face folder, with veRL's merger in a separate process.
 
-    The merger would unpickle whatever the shards hold. torch's own switch, set for that process, restricts it to
-    tensors and what DTensors consist of, so that a shard from elsewhere cannot run code.
+    The merger unpickles the shards. An environment variable of torch restricts it to tensors and the parts of DTensors,
+    so that a foreign shard cannot run code.
 
     Args:
-        checkpoint: a sharded one.
-        out: folder of the evaluation; the model is put in a folder in there, in one move, and found again.
+        checkpoint: with `sharded`.
+        out: folder of the evaluation. The model becomes a subfolder, in one move. A later call reuses it.
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        EvaluationError: with the end of the merger's output, if it fails.
+        CommandError: if the merger fails; has the end of its output.
     """
     target = out / MERGED
     if target.exists():
@@ -100,7 +100,7 @@ def merge_shards(checkpoint: Checkpoint, out: Path, trust_remote_code: bool) -> 
         shutil.rmtree(temporary, ignore_errors=True)
         lines = (result.stderr or result.stdout).strip().splitlines()[-3:]
         ending, *_ = " ".join(map(str.strip, lines)).partition(". ")
-        raise EvaluationError(
+        raise CommandError(
             f"{checkpoint.name}: veRL's merger cannot put the shards together ({ending}). Save the checkpoint with "
             "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model], which needs no merger"
         )
@@ -113,7 +113,7 @@ def _matches(folder: Path, *patterns: str) -> bool:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Hex digest over names, sizes and both ends of the files; all of many gigabytes would take minutes to read."""
+    """Hex digest over names, sizes and both ends of the files. Reading them whole would take minutes."""
     content = blake2b(digest_size=8)
     for path in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
         content.update(f"{path.name}\0{path.stat().st_size}\0".encode())

@@ -1,15 +1,17 @@
 """Evaluations of several checkpoints side by side: one table, paired differences, pass@k curves."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rpo_verl.tools.evaluation.errors import EvaluationError
+from rpo_verl.tools.errors import CommandError
 from rpo_verl.tools.evaluation.estimators import Estimate, macro_average, mean_interval, pass_at_k
-from rpo_verl.tools.evaluation.summary import average_name, cells_of, read_results, sets_and_average
+from rpo_verl.tools.evaluation.results import average_name, cells_of, markdown, read_results, sets_and_average
+from rpo_verl.tools.files import write_text
 
-#: Options in which evaluations have to agree to be comparable; in what they differ is the policy.
+#: Comparable evaluations have the same values of these options. They differ in the policy.
 SHARED = ("questions", "temperature", "top_p", "top_k", "max_response_length", "chat_template_options", "reward")
 
 ByDataSet = dict[str, dict[str, dict[str, float]]]
@@ -17,18 +19,18 @@ ByDataSet = dict[str, dict[str, dict[str, float]]]
 
 
 def load_evaluations(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Results of evaluations given as `LABEL=FOLDER`, in that order.
+    """Load the results of evaluations given as `LABEL=FOLDER`, in that order.
 
     Raises:
-        EvaluationError: if an argument is none, a folder has no results, or two evaluations cannot be compared.
+        CommandError: if an argument has another form, a folder has no results, or two evaluations cannot be compared.
     """
     loaded: dict[str, dict[str, Any]] = {}
     for argument in arguments:
         label, separator, folder = argument.partition("=")
         if not (label and separator and folder):
-            raise EvaluationError(f"{argument}: expected LABEL=FOLDER, such as grpo=runs/eval/grpo")
+            raise CommandError(f"{argument}: expected LABEL=FOLDER, such as grpo=runs/eval/grpo")
         if label in loaded:
-            raise EvaluationError(f"{argument}: the label {label} is there twice")
+            raise CommandError(f"{argument}: the label {label} is used twice")
         loaded[label] = read_results(Path(folder).expanduser())
     (first, reference), *others = loaded.items()
     for label, results in others:
@@ -38,26 +40,26 @@ def load_evaluations(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
             if reference["options"].get(name) != results["options"].get(name)
         ]
         if differing:
-            raise EvaluationError(f"{first} and {label} cannot be compared ({'; '.join(differing)})")
+            raise CommandError(f"{first} and {label} cannot be compared ({'; '.join(differing)})")
     if not common_ks(loaded):
-        raise EvaluationError(f"{', '.join(loaded)} have no k in common; evaluate them with the same --k")
+        raise CommandError(f"{', '.join(loaded)} have no k in common; evaluate them with the same --k")
     return loaded
 
 
 def common_ks(evaluations: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The values of k that all evaluations have, ascending."""
+    """Values of k that all evaluations have, ascending."""
     known = [set(results["average"]["pass_at_k"]) for results in evaluations.values()]
     return sorted(set.intersection(*known), key=int)
 
 
 def differences(evaluations: Mapping[str, Mapping[str, Any]], baseline: str) -> dict[str, ByDataSet]:
-    """How much higher pass@k is than the baseline's, question by question.
+    """Average the difference of pass@k to the baseline over questions.
 
-    Both answered the same questions, so what is averaged is each question's difference: questions hard for both do not
-    blur it. Its interval is that of `mean_interval` on [-1, 1]; one without 0 speaks for a difference.
+    Both answered the same questions, so the difference is paired by question. Questions that are hard for both do not
+    widen its interval, which is `mean_interval` on [-1, 1]. An interval without 0 indicates a difference.
 
     Returns:
-        label → data set, and the mean of several → k → value, low, high.
+        label → data set, or the mean of several → k → value, low, high.
     """
     ks, base = common_ks(evaluations), evaluations[baseline]
     average = average_name(base)
@@ -87,7 +89,7 @@ def _paired(base: Mapping[str, Any], other: Mapping[str, Any], source: str, k: i
 def comparison_rows(
     evaluations: Mapping[str, Mapping[str, Any]], found: Mapping[str, ByDataSet], baseline: str
 ) -> list[list[str]]:
-    """One table, its head first: a column for every evaluation and for every difference, in percentage points."""
+    """One table, header first. Each evaluation and each difference, in percentage points, has a column."""
     ks = common_ks(evaluations)
     rows = [["data set", "", *evaluations, *(f"{label} − {baseline}" for label in found)]]
     for source in sets_and_average(next(iter(evaluations.values()))):
@@ -105,7 +107,7 @@ def _show_difference(estimate: Mapping[str, float]) -> str:
 
 
 def plot(evaluations: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """pass@k against k, a panel a data set and one for the average of several; bands are confidence intervals."""
+    """Plot pass@k against k, with confidence bands. Each data set and the average of several have a panel."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -135,3 +137,28 @@ def plot(evaluations: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         axis.set_visible(False)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def write_comparison(
+    folder: Path,
+    evaluations: Mapping[str, Mapping[str, Any]],
+    found: Mapping[str, ByDataSet],
+    baseline: str,
+) -> list[Path]:
+    """Write `compare.json`, `compare.md` and `pass_at_k.png` to `folder`, and return their paths.
+
+    Raises:
+        CommandError: if matplotlib is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    document, page, picture = (folder / name for name in ("compare.json", "compare.md", "pass_at_k.png"))
+    try:
+        plot(evaluations, picture)
+    except ImportError as error:
+        raise CommandError(f"the plot needs more packages: pip install 'rpo-verl[report]' ({error})") from error
+    write_text(page, markdown(comparison_rows(evaluations, found, baseline)))
+    parts = ("model", "options", "samples", "interval", "sets", "average")
+    kept = {label: {part: results[part] for part in parts} for label, results in evaluations.items()}
+    content = {"baseline": baseline, "evaluations": kept, "differences": found}
+    write_text(document, json.dumps(content, indent=2) + "\n")
+    return [document, page, picture]

@@ -1,4 +1,4 @@
-"""pass@k from n samples of each question, and how far the mean over questions can be trusted."""
+"""pass@k from n samples of each question, and confidence intervals for means over questions."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ import numpy as np
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 SEED = 0
-_BLOCK = 1 << 22  # drawn question numbers in memory at a time
+_BLOCK = 1 << 22  # question indices in memory at a time
 
 METHOD = (
     f"{CONFIDENCE:.0%}, over questions: percentile bootstrap ({RESAMPLES:,} resamples, seed {SEED}), never narrower "
-    "than what kinds of questions that were not met could change; averages over sets by MOVER"
+    "than the bound for question types absent from the sample; averages over sets by MOVER"
 )
 
 
@@ -27,22 +27,22 @@ class Estimate:
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Chance that at least one of k answers is right, estimated without bias from n answers of which c are right.
+    """Estimate the probability that at least one of k answers is correct, without bias, from c correct ones of n.
 
     `1 - C(n-c, k) / C(n, k)` (Chen et al. 2021, arXiv 2107.03374, equation 1): the share of the k-subsets of the n
-    samples that hold a right one. The quotient is the product of `1 - k/i` for i = n-c+1 … n, here summed as logarithms
-    so that neither huge binomials nor the difference of nearly equal numbers occurs.
+    samples with a correct one. The quotient is the product of `1 - k/i` for i = n-c+1 … n. A sum of logarithms avoids
+    huge binomials and cancellation.
 
     Args:
-        samples: n, answers drawn for the question.
-        correct: c, right ones among them.
-        k: from 1 to n; the estimator does not exist beyond.
+        samples: n, answers to the question.
+        correct: c, the correct ones among them.
+        k: from 1 to n.
 
     Raises:
         ValueError: outside these ranges.
     """
     if not 0 <= correct <= samples:
-        raise ValueError(f"{correct} correct answers of {samples}: from 0 to {samples} can be")
+        raise ValueError(f"{correct} correct answers of {samples}: expected from 0 to {samples}")
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} cannot be estimated from {samples} samples; k has to be from 1 to {samples}")
     if samples - correct < k:
@@ -51,19 +51,19 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def mean_interval(values: Sequence[float], lowest: float = 0.0, highest: float = 1.0) -> Estimate:
-    """The mean of one value a question, with an interval for the mean over all questions of that kind.
+    """Average one value per question, with a confidence interval for the population of questions.
 
-    Questions are what is resampled, each with all its samples: the interval covers which questions were asked and, in
-    their spread, the luck of the sampling. It is the wider one, at either end, of two:
+    Questions are resampled with all their samples. The interval covers the choice of questions and, through their
+    spread, the sampling of answers. At either end it is the wider of two:
 
-    - the percentile bootstrap (Efron 1979), whose seed is fixed, so that the same values give the same interval;
-    - what the values cannot show. Questions unlike all m that were asked may be a share of up to
-      `1 - ((1 - CONFIDENCE) / 2) ** (1 / m)` before m questions without one become implausible, and may have the lowest
-      or the highest value. Without this, few questions or values that nearly all agree would look like certainty. For
+    - The percentile bootstrap (Efron 1979). Its seed is fixed: equal values have equal intervals.
+    - A bound for question types absent from the sample. Their share of the population is at most
+      `1 - ((1 - CONFIDENCE) / 2) ** (1 / m)`, or m questions without one would be implausible. They may have the
+      lowest or the highest value. Without this bound, few questions or nearly equal values would look certain. For
       all 0 and all 1 it is Clopper and Pearson's interval (1934).
 
     Args:
-        values: (m,) one number a question, within [lowest, highest].
+        values: (m,) one number per question, within [lowest, highest].
         lowest: least possible value.
         highest: greatest possible value.
 
@@ -87,11 +87,11 @@ def _resampled_means(values: np.ndarray) -> np.ndarray:
 
 
 def macro_average(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean over data sets, each counting the same.
+    """Average over data sets with equal weights.
 
-    The sets' intervals are put together by the method of variance estimates recovery (MOVER; Zou and Donner 2008,
-    Statistics in Medicine 27:1693): distances from value to bound add up as squares, each side by itself, because the
-    sets have no question in common.
+    The method of variance estimates recovery combines their intervals (MOVER; Zou and Donner 2008, Statistics in
+    Medicine 27:1693). Distances from value to bound add up as squares, separately for each side. That takes sets
+    without common questions.
 
     Raises:
         ValueError: if there are no estimates.

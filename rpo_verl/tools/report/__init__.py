@@ -1,1 +1,1 @@
-"""From the metrics that runs logged to one page that compares them."""
+"""Metrics of runs → one page that compares them."""

@@ -1,4 +1,4 @@
-"""What the report shows, independent of how it is drawn: lines with a spread over seeds, and stacked bars."""
+"""The data of the report's charts: lines with a spread over seeds, and stacked bars."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from rpo_verl.tools.report.runs import Run
 
 Metrics = Mapping[str, float]
 
-#: Parts of a step in their order; what they leave of `timing_s/step` is the rest.
+#: Parts of a step, in order. The rest is `timing_s/step` minus their sum.
 PARTS = {
     "rollout": ("timing_s/gen", "timing_s/rpo_injection"),
     "reward": ("timing_s/reward",),
@@ -22,7 +22,7 @@ PARTS = {
     "saving": ("timing_s/save_checkpoint",),
 }
 REST = "rest"
-LEFT_OUT = ("training/filter_groups/evicted_samples", "training/filter_groups/discarded_surplus_samples")
+DISCARDED = ("training/filter_groups/evicted_samples", "training/filter_groups/discarded_surplus_samples")
 
 
 @dataclass(frozen=True)
@@ -33,29 +33,29 @@ class Line:
     x: list[float]
     y: list[float]
     spread: list[float]
-    """Standard deviation over seeds; zeros for a single one."""
+    """Standard deviation over seeds; zeros for a single seed."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture."""
+    """One chart."""
 
     key: str
     title: str
     note: str
     y_label: str
     views: dict[str, list[Line]] = field(default_factory=dict)
-    """Name → curves; where there are several, the reader switches between them."""
+    """Name → curves. Buttons switch between several views."""
 
     x_label: str | None = None
-    """None: the name of the view."""
+    """None stands for the name of the view."""
 
     bars: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Run → part → seconds, in place of curves."""
+    """Run → part → seconds, instead of curves."""
 
 
 def cumulated(run: Run, value: Callable[[Run, Metrics], float]) -> dict[int, float]:
-    """Step → sum of a value up to and including it."""
+    """Cumulative sum of a value: step → sum up to and including that step."""
     total, sums = 0.0, {}
     for step, metrics in run.steps.items():
         total += value(run, metrics)
@@ -64,10 +64,10 @@ def cumulated(run: Run, value: Callable[[Run, Metrics], float]) -> dict[int, flo
 
 
 def generated_tokens(run: Run, metrics: Metrics) -> float:
-    """Tokens that were decoded in a step, in groups that dynamic sampling left out too.
+    """Tokens decoded in a step, including groups that dynamic sampling discarded.
 
-    Without RPO veRL says how many groups those were, not how long: they count with the mean of the batch, for which
-    its size has to be known from the settings.
+    Without RPO, veRL logs the number of discarded groups, not their tokens. They count with the mean length of the
+    batch. That requires the batch size from the settings.
     """
     if "perf/total_num_tokens" not in metrics:
         return 0.0
@@ -76,17 +76,17 @@ def generated_tokens(run: Run, metrics: Metrics) -> float:
     if "rpo/tokens/reused_total" in metrics:
         return in_batch - metrics["rpo/tokens/reused_total"] + metrics.get("rpo/left_out/generated_total", 0.0)
     groups = run.settings.get("data.train_batch_size")
-    left_out = sum(metrics.get(name, 0.0) for name in LEFT_OUT)
-    return in_batch * (1 + left_out / groups) if groups else in_batch
+    discarded = sum(metrics.get(name, 0.0) for name in DISCARDED)
+    return in_batch * (1 + discarded / groups) if groups else in_batch
 
 
 def seconds(run: Run, metrics: Metrics) -> float:
-    """Time of a step without validation."""
+    """Duration of a step without validation."""
     return metrics.get("timing_s/step", 0.0)
 
 
 def build_charts(runs: list[Run]) -> list[Chart]:
-    """The report's pictures, those without data left out."""
+    """Build the report's charts. Charts without data are omitted."""
     labels: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         labels[run.label].append(run)
@@ -97,26 +97,26 @@ def build_charts(runs: list[Run]) -> list[Chart]:
     charts.append(
         Chart(
             "time",
-            "Where a step's time goes",
+            "Time per part of a step",
             "Mean over the training steps.",
             "seconds per step",
             bars={label: _parts(group) for label, group in labels.items()},
         )
     )
     charts += [
-        _over_steps(labels, "reward", "Training reward", "What the reward function paid.", "reward",
+        _over_steps(labels, "reward", "Training reward", "Mean score of the reward function.", "reward",
                     {"": ("critic/score/mean",)}),
         _over_steps(labels, "lengths", "Prefix and suffix",
-                    "Mean tokens of a response; without RPO all of it is suffix.", "tokens",
+                    "Mean tokens of a response. Without RPO all of them are suffix.", "tokens",
                     {"prefix": ("rpo/prefix/length_mean",),
                      "suffix": ("rpo/suffix/length_mean", "response_length/mean")}),
-        _over_steps(labels, "cache", "Cache", "Groups whose question had an answer; answers that were correct.",
+        _over_steps(labels, "cache", "Cache", "Groups with a cached answer, and cached answers that are correct.",
                     "share", {"hit rate": ("rpo/cache/hit_rate",), "correct answers": ("rpo/cache/correct_share",)}),
         _over_steps(labels, "age", "Age of the cached answers",
-                    "Steps since the oldest policy wrote a part of an answer, mean over the cache.", "steps",
+                    "Steps since the oldest policy that wrote a part of the answer. Mean over the cache.", "steps",
                     {"": ("rpo/cache/age_mean",)}),
-        _over_steps(labels, "signal", "Groups without a learning signal",
-                    "Share of RPO's groups in which all rewards are alike, before and after shaping.", "share",
+        _over_steps(labels, "signal", "Zero-advantage groups",
+                    "Share of RPO's groups whose rewards are all equal, before and after shaping.", "share",
                     {"before shaping": ("rpo/groups/no_signal_share_before_shaping",),
                      "after shaping": ("rpo/groups/no_signal_share_after_shaping",)}),
     ]  # fmt: skip
@@ -131,68 +131,48 @@ def _accuracy_chart(labels: dict[str, list[Run]], name: str, number: int) -> Cha
     axes = {
         "training time, minutes": lambda run: {s: v / 60 for s, v in cumulated(run, seconds).items()},
         "generated tokens, thousands": lambda run: {s: v / 1000 for s, v in cumulated(run, generated_tokens).items()},
-        "steps": lambda run: {step: float(step) for step in run.steps},
+        "steps": _steps,
     }
-    views = {
-        axis: [
-            line
-            for label, group in labels.items()
-            if (line := _line(label, group, x_of, lambda metrics: metrics.get(name))) is not None
-        ]
-        for axis, x_of in axes.items()
-    }
+    views = {axis: _lines(labels, x_of, lambda metrics: metrics.get(name)) for axis, x_of in axes.items()}
     data_source, *metric = name.removeprefix("val-core/").rsplit("/", 2)
-    note = "By full rollouts, without a prefix. Time is without validation."
+    note = "Full rollouts without a prefix. Training time excludes validation."
     return Chart(f"accuracy{number}", f"Validation: {data_source}", note, "/".join(metric), views)
 
 
 def _over_steps(
     labels: dict[str, list[Run]], key: str, title: str, note: str, y_label: str, curves: dict[str, tuple[str, ...]]
 ) -> Chart:
-    """A view for every entry of `curves`, name → metrics, of which the first that a run has counts."""
-    views = {}
-    for name, metrics_of in curves.items():
-        lines = [
-            line
-            for label, group in labels.items()
-            if (
-                line := _line(
-                    label,
-                    group,
-                    lambda run: {step: float(step) for step in run.steps},
-                    lambda metrics, names=metrics_of: next((metrics[n] for n in names if n in metrics), None),
-                )
-            )
-            is not None
-        ]
-        if lines:
-            views[name] = lines
-    return Chart(key, title, note, y_label, views, x_label="step")
+    """Build a chart over steps, with a view per entry of `curves`: name → metrics, of which a run's first counts."""
+
+    def first_of(names: tuple[str, ...]) -> Callable[[Metrics], float | None]:
+        return lambda metrics: next((metrics[name] for name in names if name in metrics), None)
+
+    views = {name: _lines(labels, _steps, first_of(names)) for name, names in curves.items()}
+    return Chart(key, title, note, y_label, {name: lines for name, lines in views.items() if lines}, x_label="step")
 
 
-def _line(
-    name: str,
-    group: list[Run],
-    x_of: Callable[[Run], dict[int, float]],
-    y_of: Callable[[Metrics], float | None],
-) -> Line | None:
-    points: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for run in group:
-        x = x_of(run)
-        for step, metrics in run.steps.items():
-            y = y_of(metrics)
-            if y is not None:
-                points[step].append((x[step], y))
-    if not points:
-        return None
-    steps = sorted(points)
-    values = [np.array(points[step]) for step in steps]
-    return Line(
-        name,
-        [float(v[:, 0].mean()) for v in values],
-        [float(v[:, 1].mean()) for v in values],
-        [float(v[:, 1].std(ddof=1)) if len(v) > 1 else 0.0 for v in values],
-    )
+def _steps(run: Run) -> dict[int, float]:
+    return {step: float(step) for step in run.steps}
+
+
+def _lines(
+    labels: dict[str, list[Run]], x_of: Callable[[Run], dict[int, float]], y_of: Callable[[Metrics], float | None]
+) -> list[Line]:
+    """Compute a line for every label that has values."""
+    lines = []
+    for label, group in labels.items():
+        points: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        for run in group:
+            x = x_of(run)
+            for step, metrics in run.steps.items():
+                if (y := y_of(metrics)) is not None:
+                    points[step].append((x[step], y))
+        if points:
+            values = [np.array(points[step]) for step in sorted(points)]
+            means = [v.mean(axis=0).tolist() for v in values]
+            spread = [float(v[:, 1].std(ddof=1)) if len(v) > 1 else 0.0 for v in values]
+            lines.append(Line(label, [x for x, _ in means], [y for _, y in means], spread))
+    return lines
 
 
 def _parts(group: list[Run]) -> dict[str, float]:
@@ -206,7 +186,7 @@ def _parts(group: list[Run]) -> dict[str, float]:
 
 
 def totals(runs: list[Run]) -> list[dict[str, float | str | None]]:
-    """One row a run for the table on top of the page; accuracies are means over the validation sets."""
+    """Summarize each run in one row. Accuracies are means over validation sets."""
     rows = []
     for run in runs:
         validated = {

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page, and its pictures as PNG files."""
+"""The report as one self-contained HTML page, and its charts as PNG files."""
 
 import html
 from pathlib import Path
@@ -7,7 +7,7 @@ import matplotlib
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from rpo_verl.tools.report.charts import LEFT_OUT, Chart, Line, build_charts, totals
+from rpo_verl.tools.report.charts import DISCARDED, Chart, Line, build_charts, totals
 from rpo_verl.tools.report.runs import Run, differing_settings
 
 #: Colour-blind safe (Okabe and Ito).
@@ -47,10 +47,10 @@ for (const chart of document.querySelectorAll('section.chart')) {
 
 
 def write_report(runs: list[Run], out: Path) -> list[Path]:
-    """Write the page to `out`, and a PNG for every view of a chart beside it.
+    """Write the page to `out`, and a PNG file for every view of a chart beside it.
 
     Returns:
-        all files written, the page first.
+        all written files, the page first.
     """
     charts, colours = build_charts(runs), _colours(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def write_report(runs: list[Run], out: Path) -> list[Path]:
 
 
 def render(runs: list[Run], charts: list[Chart]) -> str:
-    """The page; nothing in it is fetched from elsewhere."""
+    """Render the page. It loads nothing from elsewhere."""
     colours = _colours(runs)
     sections = [_section(chart, colours) for chart in charts]
     body = [
@@ -78,7 +78,7 @@ def render(runs: list[Run], charts: list[Chart]) -> str:
 
 
 def _colours(runs: list[Run]) -> dict[str, str]:
-    """A label has the same colour in every picture."""
+    """Assign each label one colour for all charts."""
     labels = dict.fromkeys(run.label for run in runs)
     return {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(labels)}
 
@@ -101,17 +101,15 @@ def _totals_table(runs: list[Run]) -> str:
 
 
 def _cautions(runs: list[Run]) -> str:
-    """What the figures of some runs leave out."""
+    """List the gaps in the figures."""
     notes = []
     for run in runs:
         first = min(step for step, metrics in run.steps.items() if "timing_s/step" in metrics)
         if first > 1:
-            notes.append(f"{run.path} begins with step {first}: veRL's file logger begins anew when a run resumes.")
-        filtered = any(metrics.get(name) for metrics in run.steps.values() for name in LEFT_OUT)
-        if filtered and not run.settings and "rpo/tokens/reused_total" not in run.steps[first]:
-            notes.append(
-                f"{run.path}: tokens of groups that dynamic sampling left out are missing, for want of settings."
-            )
+            notes.append(f"{run.path} begins with step {first}: veRL's file logger starts over when a run resumes.")
+        discarded = any(metrics.get(name) for metrics in run.steps.values() for name in DISCARDED)
+        if discarded and not run.settings and "rpo/tokens/reused_total" not in run.steps[first]:
+            notes.append(f"{run.path}: without settings, generated tokens exclude discarded groups.")
     return "".join(f"<p class=note>{html.escape(note)}</p>" for note in notes)
 
 
@@ -120,8 +118,8 @@ def _settings(runs: list[Run]) -> str:
     without = [str(run.path) for run in runs if not run.settings]
     if without:
         head += (
-            f"<p class=note>No settings, or those of several runs, with {html.escape(', '.join(without))}; "
-            "give each run a folder of its own, and hydra.run.dir in it.</p>"
+            f"<p class=note>No settings, or those of several runs, in {html.escape(', '.join(without))}. "
+            "Give each run its own folder, with hydra.run.dir in it.</p>"
         )
     differing = differing_settings([run for run in runs if run.settings])
     if not differing:

@@ -1,41 +1,41 @@
-"""Finished samples → what an evaluation says, as JSON and as a table."""
+"""Finished samples → the results of an evaluation, as JSON and as a table."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rpo_verl.tools.errors import CommandError
 from rpo_verl.tools.evaluation.dataset import Question
-from rpo_verl.tools.evaluation.errors import EvaluationError
 from rpo_verl.tools.evaluation.estimators import METHOD, Estimate, macro_average, mean_interval, pass_at_k
-from rpo_verl.tools.evaluation.store import Sample
+from rpo_verl.tools.evaluation.samples import Sample
+from rpo_verl.tools.files import write_text
 
 RESULTS, TABLE = "results.json", "results.md"
 SCHEMA_VERSION = 1
 
 
 def default_ks(samples: int) -> list[int]:
-    """1, 2, 4, … and the number of samples itself."""
+    """Powers of two up to the number of samples, and that number."""
     return sorted({2**power for power in range(samples.bit_length())} | {samples})
 
 
 def summarize(
     finished: Mapping[str, Sequence[Sample]], questions: Sequence[Question], samples: int, ks: Sequence[int]
 ) -> dict[str, Any]:
-    """Figures of every data set and their average.
+    """Compute the figures of every data set and their average.
 
     Args:
-        finished: key of a question → its samples, all `samples` of them.
-        questions: what was asked.
-        samples: n, answers to each question.
+        finished: key of a question → its `samples` samples.
+        questions: of the evaluation.
+        samples: n, answers per question.
         ks: for pass@k, each at most n.
 
     Returns:
-        `samples`, `sets` (data source → figures) and `average` (over sets, each counting the same). Figures are
-        `questions`, `samples`, `pass_at_k` (k → value, low, high), `response_tokens` (mean a sample),
-        `truncated_share` (of samples) and, for sets, `correct` (key of a question → right answers).
+        `samples`, `sets` (data source → figures) and `average` (over sets, with equal weights). Figures are
+        `questions`, `samples`, `pass_at_k` (k → value, low, high), `response_tokens` (mean per sample),
+        `truncated_share` (of samples) and, for sets, `correct` (key of a question → correct answers).
     """
     sets: dict[str, dict[str, Any]] = {}
     for source in dict.fromkeys(question.data_source for question in questions):
@@ -69,19 +69,19 @@ def _average(sets: list[dict[str, Any]], ks: Sequence[int]) -> dict[str, Any]:
 
 
 def show_estimate(estimate: Mapping[str, float]) -> str:
-    """Value and interval, in per cent."""
+    """Value and interval, in percent."""
     value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
     return f"{value:.1f} [{low:.1f},{high:.1f}]"
 
 
 def average_name(results: Mapping[str, Any]) -> str | None:
-    """What the average is called; None where one data set is all there is."""
+    """The name of the average; None if there is only one data set."""
     count = len(results["sets"])
     return f"mean of {count} sets" if count > 1 else None
 
 
 def cells_of(figures: Mapping[str, Any], ks: Sequence[str]) -> dict[str, str]:
-    """Name → what the tables show of one data set, or of the average."""
+    """Table cells of one data set, or of the average, by name."""
     return {
         "questions": f"{figures['questions']:,}",
         "samples": f"{figures['samples']:,}",
@@ -92,13 +92,13 @@ def cells_of(figures: Mapping[str, Any], ks: Sequence[str]) -> dict[str, str]:
 
 
 def sets_and_average(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Name → figures, of every data set and of the average of several."""
+    """Figures by name: every data set, and the average of several."""
     average = average_name(results)
     return {**results["sets"], **({average: results["average"]} if average else {})}
 
 
 def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
-    """The table of one evaluation, its head first: a column for every data set and for their average."""
+    """The table of one evaluation, header first. Each data set and their average have a column."""
     ks = list(results["average"]["pass_at_k"])
     columns = {name: cells_of(figures, ks) for name, figures in sets_and_average(results).items()}
     names = next(iter(columns.values()))
@@ -106,41 +106,34 @@ def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a Markdown table, the first as its head; numbers are set to the right."""
+    """Format rows as a Markdown table. The first row is the header; numbers are aligned right."""
     lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines.insert(1, ["---", *("---:" for _ in lines[0][1:])])
     return "".join(f"| {' | '.join(row)} |\n" for row in lines)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one move, so that nobody reads half of it."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """`results.json` and `results.md` in the folder of an evaluation."""
+    """Write `results.json` and `results.md` to the folder of an evaluation."""
     write_text(folder / RESULTS, json.dumps({"schema_version": SCHEMA_VERSION, **results}, indent=2) + "\n")
     write_text(folder / TABLE, markdown(rows_of(results)))
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """What `write_results` wrote.
+    """Read `results.json` from the folder of an evaluation.
 
     Raises:
-        EvaluationError: if there is nothing like that.
+        CommandError: if it is missing or unreadable.
     """
     path = folder / RESULTS
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise EvaluationError(f"{path} does not exist: no rpo-verl eval has finished in {folder}") from error
+        raise CommandError(f"{path} does not exist: no rpo-verl eval has finished in {folder}") from error
     except (OSError, ValueError) as error:
-        raise EvaluationError(f"{path}: not a JSON file that can be read ({error})") from error
+        raise CommandError(f"{path}: not a readable JSON file ({error})") from error
     version = results.get("schema_version") if isinstance(results, dict) else None
     if version != SCHEMA_VERSION:
-        raise EvaluationError(
-            f"{path}: schema version {version!r}, this rpo-verl reads {SCHEMA_VERSION}; run rpo-verl eval again"
+        raise CommandError(
+            f"{path}: schema version {version!r}, this rpo-verl reads {SCHEMA_VERSION}. Run rpo-verl eval again."
         )
     return results

@@ -1,13 +1,12 @@
-"""Finished samples on disk, one JSON line each, written as they come, so that an interruption loses none."""
+"""Finished samples on disk, one JSON line each. An interruption loses none."""
 
 import fcntl
 import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
-from rpo_verl.tools.evaluation.errors import EvaluationError
+from rpo_verl.tools.errors import CommandError
 
 SAMPLES = "samples.jsonl"
 
@@ -21,13 +20,13 @@ class Sample:
     """Key of the question."""
 
     index: int
-    """Number of the sample among those of the question, from 0."""
+    """Number of the sample within its question, from 0."""
 
     tokens: int
-    """Generated ones, the end token included."""
+    """Generated tokens, including the end token."""
 
     truncated: bool
-    """Cut off at the limit of tokens, before its end."""
+    """The token limit ended the answer."""
 
     score: float
     correct: bool
@@ -35,31 +34,31 @@ class Sample:
 
 
 class SampleStore:
-    """The samples in a folder; one process at a time appends.
+    """The samples in a folder. One process at a time may append.
 
     Args:
-        folder: created. A last line that an interruption left half written is cut off.
+        folder: created. A half-written last line is removed.
 
     Raises:
-        EvaluationError: if another process writes there, or a line is no sample.
+        CommandError: if another process writes there, or a line is not a sample.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / SAMPLES
-        # Not in append mode: the half line is cut off through the same handle that holds the lock.
+        # Not in append mode: the handle that holds the lock also removes the half-written line.
         self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.close()
-            raise EvaluationError(
-                f"{self._path}: another rpo-verl eval writes there; wait for it, or choose another --out"
+            raise CommandError(
+                f"{self._path}: another rpo-verl eval writes there. Wait for it, or choose another --out."
             ) from error
         self._samples: dict[tuple[str, int], Sample] = {}
         try:
             self._read()
-        except EvaluationError:
+        except CommandError:
             self._file.close()
             raise
 
@@ -73,14 +72,14 @@ class SampleStore:
                 sample = Sample(**json.loads(line))
                 key = (str(sample.question), int(sample.index))
             except (ValueError, TypeError) as error:
-                raise EvaluationError(
-                    f"{self._path}:{number}: not a sample ({error}); delete that line, or begin in another --out"
+                raise CommandError(
+                    f"{self._path}:{number}: not a sample ({error}). Delete that line, or begin in another --out."
                 ) from error
             self._samples[key] = replace(sample, text=None)
 
     def append(self, sample: Sample) -> None:
-        """Add one finished sample; after the call it survives the end of this process."""
-        # Texts stay on disk: of long answers they would fill the memory.
+        """Add one finished sample. After the call it survives the end of this process."""
+        # Texts of long answers would fill the memory.
         self._samples[sample.question, sample.index] = replace(sample, text=None)
         fields = {name: value for name, value in asdict(sample).items() if value is not None}
         self._file.write(json.dumps(fields).encode() + b"\n")
@@ -93,15 +92,13 @@ class SampleStore:
         return len(self._samples)
 
     def samples(self, question: str, count: int) -> list[Sample]:
-        """The first `count` samples of a question, without their texts; those that are finished."""
+        """The finished ones among the first `count` samples of a question, without their texts."""
         keys = ((question, index) for index in range(count))
         return [self._samples[key] for key in keys if key in self._samples]
 
     def __enter__(self) -> "SampleStore":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         os.fsync(self._file.fileno())
         self._file.close()
