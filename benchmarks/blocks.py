@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import contamination, results, summary, tables
 from benchmarks.tiny import CHECKPOINT, ROOT, TINY
 from rpo_verl.tools.evaluation import compare
-from rpo_verl.tools.evaluation.summary import markdown
+from rpo_verl.tools.evaluation.results import markdown
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), TINY / "README.md")
 #: A marker, and the table or paragraph behind it.

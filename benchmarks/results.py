@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rpo_verl.tools.evaluation.summary import markdown
+from rpo_verl.tools.evaluation.results import markdown
 
 Record = Mapping[str, Any]
 

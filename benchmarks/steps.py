@@ -1,13 +1,12 @@
 """From veRL's metrics file to one record per training step: its tokens, its time and the parts of that time."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rpo_verl.tools.report import charts
-from rpo_verl.tools.report.runs import Run, RunError
+from rpo_verl.tools.report.runs import Run, read_metrics
 
 #: Mean over the samples per question, whose number is `val_kwargs.n`.
 VAL_ACCURACY = re.compile(r"val-core/tiny_reasoner/acc/mean@\d+")
@@ -35,29 +34,6 @@ PARTS = {
 STEP = "timing_s/step"
 
 Metrics = Mapping[str, float]
-
-
-def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Read what veRL's file logger wrote: step → metric → value. A last line that is half-written is ignored.
-
-    Raises:
-        RunError: if another line is no record.
-    """
-    # A copy of rpo_verl.tools.report.runs.read_metrics, to be imported from there.
-    steps: dict[int, dict[str, float]] = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            step, data = int(record["step"]), dict(record["data"])
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise RunError(f"{path}:{number}: not a record of veRL's file logger ({error})") from error
-        steps[step] = {k: float(v) for k, v in data.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return steps
 
 
 def training_steps(metrics: Mapping[int, Metrics]) -> dict[int, Metrics]:
@@ -136,7 +112,7 @@ def step_of(number: int, data: Metrics, group_size: int) -> Step:
     full, prefixed, refreshed = (
         int(data.get(f"rpo/groups/{kind}_total", 0)) for kind in ("full", "prefixed", "refreshed")
     )
-    filtered, surplus = (round(data.get(name, 0)) for name in charts.LEFT_OUT)
+    filtered, surplus = (round(data.get(name, 0)) for name in charts.DISCARDED)
     return Step(
         number=number,
         samples=samples,

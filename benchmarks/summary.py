@@ -7,7 +7,7 @@ from statistics import median
 
 from benchmarks.steps import Step
 from benchmarks.tables import show
-from rpo_verl.tools.evaluation.summary import markdown
+from rpo_verl.tools.evaluation.results import markdown
 
 
 def summarize(steps: list[Step], seed: int) -> dict[str, float]:

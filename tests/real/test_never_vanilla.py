@@ -44,7 +44,7 @@ def test_the_papers_settings(tmp_path):
     run = run_main_ppo(tmp_path, "+rpo=paper", "--cfg", "job", "-p", "rpo")
     options = yaml.safe_load(run.output[run.output.index("# @package rpo") :])
     assert options["truncation"]["min_tokens"] == 0
-    assert options["loss"]["prefix_in_loss"] is True
+    assert options["credit"]["rule"] == "literal"
     assert options["rollout"]["full_rollout_every"] == 0
 
 
@@ -57,17 +57,17 @@ def test_the_papers_settings(tmp_path):
         (["+rpo=enbled"], ["rpo/enbled"]),
         (["+rpo.truncation.max_tokens=5"], ["rpo_verl:", "+rpo=enabled"]),
         (["+rpo=enabled", "actor_rollout_ref.rollout.n=1"], ["rollout.n=1", "at least 2"]),
-        (["+rpo=enabled", "rpo.reward.lo=2"], ["rpo.reward.lo=2", "reward.hi"]),
+        (["+rpo=enabled", "rpo.reward.lo=2"], ["rpo.reward.lo=2", "in [0, 1]"]),
         (["+rpo=enabled", "data.max_response_length=64", "rpo.truncation.max_tokens=300"], ["max_tokens=300", "64"]),
         (["+rpo=enabled", "algorithm.adv_estimator=gae"], ["adv_estimator=gae", "critic"]),
         (["+rpo=enabled", "trainer.use_v1=false"], ["use_v1", "V1"]),
         (
-            ["+rpo=enabled", "rpo.loss.prefix_in_loss=true", "algorithm.rollout_correction.bypass_mode=true"],
-            ["bypass_mode=True", "prefix_in_loss=True"],
+            ["+rpo=enabled", "rpo.credit.rule=literal", "algorithm.rollout_correction.bypass_mode=true"],
+            ["bypass_mode=True", "rpo.credit.rule=literal"],
         ),
         (
-            ["+rpo=enabled", "rpo.loss.prefix_in_loss=true", "algorithm.rollout_correction.rollout_is=token"],
-            ["rollout_is=token", "prefix_in_loss=True"],
+            ["+rpo=enabled", "rpo.credit.rule=literal", "algorithm.rollout_correction.rollout_is=token"],
+            ["rollout_is=token", "rpo.credit.rule=literal"],
         ),
         (
             ["+rpo=enabled", "actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager"],

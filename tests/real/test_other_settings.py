@@ -77,7 +77,7 @@ def test_the_run_trains_with_all_of_it(run):
         assert "actor/reward_kl_penalty" in step
         assert step["actor/entropy"] > 0
         # With KL and entropy in the loss every row has a gradient.
-        assert step["rpo/update/rows_share"] == 1
+        assert step["lean/update/rows_share"] == 1
 
 
 def test_rows_that_rpo_does_not_touch_train_beside_its_own(run):

@@ -6,7 +6,8 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_script, run_recipe
+from benchmarks import steps, summary
+from conftest import ROOT, run_recipe
 
 STEPS = 6
 EPOCH = 2  # steps until every one of the 8 questions has been met
@@ -69,8 +70,8 @@ def test_rows_without_signal_are_left_out_of_the_update(run):
     for step in run.steps:
         # 16 rows in micro-batches of 8; a group of 4 with signal stays whole.
         with_signal = 1 - step["rpo/groups/no_signal_share_after_shaping"]
-        assert step["rpo/update/rows_share"] == (1.0 if with_signal > 0.5 else 0.5)
-    assert any(step["rpo/update/rows_share"] == 0.5 for step in run.steps)
+        assert step["lean/update/rows_share"] == (1.0 if with_signal > 0.5 else 0.5)
+    assert any(step["lean/update/rows_share"] == 0.5 for step in run.steps)
 
 
 def test_tokens_are_accounted_for(run):
@@ -88,26 +89,30 @@ def test_trainer_and_vllm_agree_on_the_log_probabilities_of_suffixes(run):
     assert all(abs(step["rollout_corr/kl"]) < 1e-4 for step in run.steps)
 
 
-def test_the_response_is_prefix_then_suffix(rewards):
+def dumped(run, step):
+    """The rollouts of a step as trainer.rollout_data_dir has them."""
+    lines = (run.folder / "rollouts" / f"{step}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_the_response_is_prefix_then_suffix(run):
     """The model's tokenizer has one token per character, so texts show the ids."""
-    groups = defaultdict(list)
-    for record in rewards:
-        if record["split"] == "train":
-            start = record["start"]
-            groups[start["key"], start["kind"], start["source_step"], start["prefix_tokens"]].append(record["response"])
-    earlier = defaultdict(list)
-    checked = 0
-    for (key, kind, _, prefix_tokens), responses in groups.items():
-        heads = {response[:prefix_tokens] for response in responses}
-        assert len(heads) == 1, "the members of a group share one prefix"
-        (head,) = heads
-        if kind == "prefixed":
-            assert prefix_tokens > 0
-            assert any(response.startswith(head) for response in earlier[key])
-            checked += 1
-        else:
-            assert prefix_tokens == 0
-        earlier[key] += responses
+    earlier, checked = defaultdict(list), 0
+    for step in range(1, STEPS + 1):
+        groups = defaultdict(list)
+        for record in dumped(run, step):
+            groups[record["input"]].append(record)
+        for question, records in groups.items():
+            heads = {record["output"][: record["rpo_prefix_tokens"]] for record in records}
+            assert len(heads) == 1, "the members of a group share one prefix"
+            (head,) = heads
+            if records[0]["rpo_kind"] == "prefixed":
+                assert head
+                assert any(response.startswith(head) for response in earlier[question])
+                checked += 1
+            else:
+                assert not head
+            earlier[question] += [record["output"] for record in records]
     assert checked >= 8
 
 
@@ -123,7 +128,7 @@ def test_the_reward_function_sees_whole_responses_and_its_rewards_are_unchanged(
 def test_validation_never_sees_a_prefix(run, rewards):
     validated = [record for record in rewards if record["split"] == "val"]
     assert len(validated) == 8
-    assert all(not record["start"].get("prefix_tokens") for record in validated)
+    assert all(record["prefix_tokens"] is None for record in validated)
     assert "val-core/tiny_reasoner/acc/mean@1" in run.steps[-1]
     assert not any("rpo_correct" in name for name in run.steps[-1])
 
@@ -165,8 +170,7 @@ def test_throughput_counts_generated_tokens(run):
 
 def test_dumped_rollouts_show_prefix_and_rewards(run):
     for step in run.steps:
-        lines = (run.folder / "rollouts" / f"{step['step']}.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
+        records = dumped(run, step["step"])
         assert len(records) == 16
         for record in records:
             assert record["output"].startswith(record["rpo_prefix_text"])
@@ -191,18 +195,17 @@ def test_dumped_rollouts_show_prefix_and_rewards(run):
 
 
 def test_the_demos_summary_reads_this_run(run):
-    demo = load_script("summary")
-    steps = demo.read_metrics(run.folder / "metrics.jsonl", group_size=4)
-    summary = demo.summarize(steps, seed=1)
+    read = steps.read_steps(run.folder / "metrics.jsonl", group_size=4)
+    found = summary.summarize(read, seed=1)
     trained = run.steps
-    assert summary["steps"] == STEPS
-    assert summary["generated_tokens_total"] == sum(step["rpo/tokens/generated_total"] for step in trained)
-    assert summary["generated_tokens_per_sample"] == summary["generated_tokens_total"] / (STEPS * 16)
-    assert summary["cache_hit_rate"] == pytest.approx(4 / 6)
+    assert found["steps"] == STEPS
+    assert found["generated_tokens_total"] == sum(step["rpo/tokens/generated_total"] for step in trained)
+    assert found["generated_tokens_per_sample"] == found["generated_tokens_total"] / (STEPS * 16)
+    assert found["cache_hit_rate"] == pytest.approx(4 / 6)
     on_hit = [step for step in trained if step["rpo/groups/prefixed_total"] == 4]
     generated = sum(step["rpo/tokens/generated_total"] for step in on_hit)
-    assert summary["generated_tokens_per_sample_on_hit"] == pytest.approx(generated / (16 * len(on_hit)))
-    assert summary["rollout_s_per_step_on_hit"] > 0
-    demo.plot({"rpo": steps}, run.folder / "plot.png")
-    demo.table({"rpo": summary})
+    assert found["generated_tokens_per_sample_on_hit"] == pytest.approx(generated / (16 * len(on_hit)))
+    assert found["rollout_s_per_step_on_hit"] > 0
+    summary.plot({"rpo": read}, run.folder / "plot.png")
+    summary.table({"rpo": found})
     assert (run.folder / "plot.png").stat().st_size > 10_000

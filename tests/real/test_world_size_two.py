@@ -7,7 +7,7 @@ from conftest import run_recipe
 
 #: A group of full rollouts (some 450 tokens where its question is there once) has to be cut, one behind a prefix not.
 SHARED = (
-    "rpo.loss.share_prefix=true",
+    "lean.share_prefix=true",
     "actor_rollout_ref.actor.use_dynamic_bsz=true",
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=400",
 )
@@ -15,9 +15,9 @@ SHARED = (
 
 @pytest.fixture(scope="module", params=["paper", "enabled"])
 def run(request, tmp_path_factory, data_dir):
-    # With our settings the trainer computes prefixes once a group, in micro-batches of so many tokens; with the paper's
-    # every row by itself, in micro-batches small enough for a rank to do without some of the groups.
-    shared = SHARED if request.param == "enabled" else ()
+    # With our settings the trainer computes prefixes once a group, in micro-batches of so many tokens, and skips rows;
+    # with the paper's it computes every row by itself, so that the loss's count of tokens can be exact.
+    shared = SHARED if request.param == "enabled" else ("lean.skip_zero_advantage=false",)
     folder = tmp_path_factory.mktemp("two")
     run = run_recipe(
         folder,
@@ -49,7 +49,7 @@ def test_both_devices_train_and_roll_out(run):
 
 
 def test_prefixes_are_shared_where_that_is_asked_for(run, request):
-    shares = [step["rpo/update/computed_share"] for step in run.steps if "rpo/update/computed_share" in step]
+    shares = [step["lean/update/computed_share"] for step in run.steps if "lean/update/computed_share" in step]
     if request.node.callspec.params["run"] == "enabled":
         # The least there can be is a quarter, for groups of four that are whole and have hardly anything of their own.
         assert len(shares) == len(run.steps)
@@ -69,11 +69,12 @@ def test_prefixes_are_replayed(run):
     assert all(step["rpo/tokens/reused_total"] > 0 for step in run.steps[2:])
 
 
-def test_rows_without_signal_are_left_out_and_the_rest_is_balanced(run):
-    shares = [step["rpo/update/rows_share"] for step in run.steps if "rpo/update/rows_share" in step]
-    if shares:  # with the paper's settings every row counts
+def test_zero_advantage_rows_are_skipped_and_the_rest_is_balanced(run, request):
+    shares = [step["lean/update/rows_share"] for step in run.steps if "lean/update/rows_share" in step]
+    assert bool(shares) == (request.node.callspec.params["run"] == "enabled")
+    if shares:
         assert min(shares) < 1
-        assert any("rpo/update_seqlen/balanced_min" in step for step in run.steps)
+        assert any("lean/update_seqlen/balanced_min" in step for step in run.steps)
 
 
 def test_the_loss_counts_the_prefix_with_the_papers_settings_only(run, request):
@@ -85,6 +86,6 @@ def test_the_loss_counts_the_prefix_with_the_papers_settings_only(run, request):
     if request.node.callspec.params["run"] == "paper":
         assert counted == generated + reused
     else:
-        # Rows without a signal are left out.
+        # Zero-advantage rows are skipped.
         assert 0 < counted <= generated
-        assert (counted == generated) == all(step["rpo/update/rows_share"] == 1 for step in run.steps)
+        assert (counted == generated) == all(step["lean/update/rows_share"] == 1 for step in run.steps)
