@@ -14,12 +14,6 @@ from packaging.specifiers import SpecifierSet
 
 SUPPORTED_VERL = SpecifierSet("==0.9.1")
 
-#: Name under which RPO's components stand in veRL's registries.
-NAME = "rpo"
-
-#: veRL's agent loop whose rows get prefixes; rows that name another one pass through untouched.
-SINGLE_TURN = "single_turn_agent"
-
 
 class ContractError(RuntimeError):
     """veRL is not what this package was written for, or the plug-in is not loaded where it has to be."""

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 from ray import cloudpickle
+from rpo_verl.rpo.hooks.shipment import Shipment
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
 from rpo_verl.rpo.hooks.injection import PrefixAgentLoopManager
-from rpo_verl.rpo.hooks.shipment import Shipment
 from rpo_verl.rpo.options import RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts, Start
 

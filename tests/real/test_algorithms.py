@@ -24,8 +24,8 @@ def site(tmp_path_factory):
 
 def test_it_trains(tmp_path, data_dir, site):
     run = run_recipe(
-        tmp_path, "+toy=enabled", "toy.scale=3.0", "algorithm.adv_estimator=toy", "trainer.val_before_train=false", STEPS="2",
-        DATA_DIR=str(data_dir), PYTHONPATH=str(site),
+        tmp_path, "+toy=enabled", "toy.scale=3.0", "algorithm.adv_estimator=toy", "trainer.val_before_train=false",
+        STEPS="2", DATA_DIR=str(data_dir), PYTHONPATH=str(site),
     )  # fmt: skip
     assert run.returncode == 0, run.output[-4000:]
     assert [step["step"] for step in run.steps] == [1, 2]

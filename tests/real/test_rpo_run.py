@@ -6,8 +6,9 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from benchmarks import steps, summary
 from conftest import ROOT, run_recipe
+
+from benchmarks import steps, summary
 
 STEPS = 6
 EPOCH = 2  # steps until every one of the 8 questions has been met

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, register_adv_est
 
-from rpo_verl.upstream import contract
+from rpo_verl.rpo.hooks import NAME
 
 #: Estimators of veRL that RPO does not wrap, and why.
 UNSUPPORTED = {
@@ -42,7 +42,7 @@ class Shaping:
 SHAPING: ContextVar[Shaping] = ContextVar("rpo_shaping")
 
 
-@register_adv_est(contract.NAME)
+@register_adv_est(NAME)
 def compute_shaped_advantage(
     token_level_rewards: torch.Tensor,
     response_mask: torch.Tensor,

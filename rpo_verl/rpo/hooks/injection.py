@@ -6,9 +6,9 @@ from typing import Any
 
 from tensordict import NonTensorStack, TensorDict
 
+from rpo_verl.rpo.hooks import NAME, SINGLE_TURN
 from rpo_verl.rpo.hooks.agent_loop import START
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
-from rpo_verl.upstream import contract
 
 
 def _is_text_only(messages: Sequence[dict[str, Any]]) -> bool:
@@ -50,11 +50,11 @@ class Injection:
         messages = [list(row) for row in prompts["raw_prompt"]]
         starts = [None] * rows
         for i in range(rows):
-            if names[i] == contract.SINGLE_TURN and _is_text_only(messages[i]):
+            if names[i] == SINGLE_TURN and _is_text_only(messages[i]):
                 ids, looked_up = self._question_ids(messages[i]), time.perf_counter()
                 starts[i] = self._rollouts.plan(ids, step, sizes[i])
                 self._look_up_seconds += time.perf_counter() - looked_up
-                names[i] = contract.NAME
+                names[i] = NAME
         self._passed_through += starts.count(None)
         prompts["agent_name"] = NonTensorStack(*names)
         prompts[START] = NonTensorStack(*starts)

@@ -9,10 +9,10 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.experimental.reward_loop.reward_manager.registry import register
 from verl.trainer.ppo.reward import load_reward_manager
 
+from rpo_verl.rpo.hooks import NAME
 from rpo_verl.rpo.hooks.agent_loop import START
 from rpo_verl.rpo.hooks.settings import WRAPPED, users_config
 from rpo_verl.rpo.shaping import is_correct
-from rpo_verl.upstream import contract
 
 #: Keys in veRL's `reward_extra_info` that tell the trainer verdict and reward, so that it need not fetch token scores.
 CORRECT, REWARD = "rpo_correct", "rpo_reward"
@@ -24,7 +24,7 @@ def verdict(reward: float, reward_extra_info: dict[str, Any], config: DictConfig
     return is_correct(reward, None if accuracy is None else float(accuracy), config.correct_above)
 
 
-@register(contract.NAME)
+@register(NAME)
 class WholeResponseRewardManager(RewardManagerBase):
     """Wraps the reward manager that the user configured; the reward itself is passed on unchanged."""
 

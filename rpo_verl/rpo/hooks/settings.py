@@ -6,10 +6,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rpo_verl.config import ConfigError
+from rpo_verl.rpo.hooks import NAME, SINGLE_TURN
 from rpo_verl.rpo.hooks.advantage import UNSUPPORTED
 from rpo_verl.rpo.options import RPOConfig, validate
 from rpo_verl.rpo.store import StoreError, read_manifest
-from rpo_verl.upstream import contract
 from rpo_verl.upstream.settings import MANAGER, read_options
 
 #: Section that RPO adds to the configuration in the TaskRunner; reward workers read it.
@@ -37,7 +37,7 @@ def check(config: DictConfig) -> RPOConfig:
             f"actor_rollout_ref.rollout.agent.agent_loop_manager_class={agent.agent_loop_manager_class}: RPO injects "
             f"prefixes through its own manager, {MANAGER}. Leave the key to +rpo=enabled."
         )
-    if agent.default_agent_loop != contract.SINGLE_TURN:
+    if agent.default_agent_loop != SINGLE_TURN:
         raise ConfigError(
             f"actor_rollout_ref.rollout.agent.default_agent_loop={agent.default_agent_loop}: RPO would touch no row. "
             "Use single_turn_agent, and name the agent of other rows in their column agent_name."
@@ -88,8 +88,8 @@ def take_over(config: DictConfig) -> RPOConfig:
         config[WRAPPED] = OmegaConf.structured(
             Wrapped(str(config.algorithm.adv_estimator), manager.name, manager.source)
         )
-    config.algorithm.adv_estimator = contract.NAME
-    manager.name, manager.source = contract.NAME, "register"
+    config.algorithm.adv_estimator = NAME
+    manager.name, manager.source = NAME, "register"
     return options
 
 
