@@ -123,5 +123,8 @@ def test_a_reward_that_is_not_finite_makes_a_group_incomplete(rows):
 def test_tokens_are_fetched_as_int32(rows):
     rows.add("u_0_0", FIRST, 1.0, tokens=3).add("u_1_0", FIRST, 1.0, tokens=1)
     found = fetch_tokens("train")(["u_1_0", "u_0_0"])
-    assert [(question.tolist(), response.tolist()) for question, response in found] == [([1, 2], [0]), ([1, 2], [0, 1, 2])]
+    assert [(question.tolist(), response.tolist()) for question, response in found] == [
+        ([1, 2], [0]),
+        ([1, 2], [0, 1, 2]),
+    ]
     assert {array.dtype for row in found for array in row} == {np.dtype(np.int32)}
