@@ -53,7 +53,7 @@ RUN_HERE = (
 RUN_ELSEWHERE = {
     r"make setup": ("Makefile", "test: setup"),
     r"make test": (".ci/run", "\nmake test\n"),
-    r"(\.venv/bin/)?python -m pytest tests/core tests/adapters": ("Makefile", "-m pytest --ignore tests/slow"),
+    r"(\.venv/bin/)?python -m pytest( tests/(rpo|lean|hooks|upstream))+": ("Makefile", "-m pytest --ignore tests/slow"),
     r"make docs": ("tests/docs/test_docs.py", '"-m", "mkdocs", "build"'),
     r"pip install --no-deps rpo-verl": ("tests/conftest.py", '"install", "--no-deps"'),
     r"pip install --no-deps (-e )?\.": ("Makefile", "--no-deps --no-build-isolation -e ."),

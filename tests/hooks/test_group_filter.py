@@ -4,25 +4,33 @@ The queue is a dictionary here; `tests/real/test_dapo.py` runs with the real one
 """
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
+from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.hooks import group_filter
-from rpo_verl.rpo.hooks.groups import Groups, Row
-from rpo_verl.rpo.hooks.reward import verdict
 from rpo_verl.rpo.options import RewardConfig
+from rpo_verl.rpo.start import Start
 
 BATCH = 4
 
 
-def row(uid, kind, reward):
-    return Row(
-        group=uid, key=uid.encode(), kind=kind, group_size=2, prefix_tokens=3 if kind == "prefixed" else 0, dropped=1,
-        capped=False, response_tokens=5, oldest_policy=0, source_step=0, reward=reward,
-        correct=verdict(reward, {}, RewardConfig()),
-    )  # fmt: skip
+def group(uid, kind, rewards):
+    """Two finished responses; what they are rewarded for does not matter here."""
+    prefix = 3 if kind == "prefixed" else 0
+    return Group(
+        start=Start(uid.encode(), kind, 2, 100, dropped=1, source_step=0),
+        keys=(f"{uid}_0_0", f"{uid}_1_0"),
+        prefix_tokens=np.array([prefix] * 2),
+        response_tokens=np.array([5, 5]),
+        oldest_policy=np.array([0, 0]),
+        rewards=np.array(rewards),
+        correct=np.array(rewards) > 0,
+        shaped=np.array(rewards),
+    )
 
 
 class Queue:
@@ -32,13 +40,7 @@ class Queue:
         self.groups = groups
 
     def read(self, buffer, partition_id, uids):
-        uids = sorted(uids & self.groups.keys())
-        rows = [row(uid, self.groups[uid][0], reward) for uid in uids for reward in self.groups[uid][1]]
-        rewards = np.array([one.reward for one in rows])
-        return Groups(
-            keys=[f"{one.group}_{i}" for i, one in enumerate(rows)], partition_id=partition_id, rows=rows,
-            members={uid: [2 * i, 2 * i + 1] for i, uid in enumerate(uids)}, base=rewards, shaped=rewards,
-        )  # fmt: skip
+        return {uid: group(uid, *self.groups[uid][:2]) for uid in sorted(uids & self.groups.keys())}
 
 
 @pytest.fixture(params=[ReplayBuffer, ReplayBufferAsync])
@@ -71,9 +73,12 @@ def make_buffer(request, monkeypatch):
         for name in ("finished_keys", "failure_keys", "pending_keys", "running_keys"):
             setattr(buffer, name, defaultdict(set))
         buffer.seen = []
-        group_filter.watch_groups(
-            buffer, RewardConfig(**reward), BATCH, lambda groups: buffer.seen.extend(sorted(groups.members))
-        )
+
+        def on_discard(groups, partition_id):
+            assert partition_id == "train"
+            buffer.seen.extend(one.start.question.decode() for one in groups)
+
+        group_filter.watch_groups(buffer, RewardConfig(**reward), BATCH, on_discard)
         finish(buffer, queue)
         return buffer
 
@@ -83,7 +88,8 @@ def make_buffer(request, monkeypatch):
 def finish(buffer, queue, **groups):
     queue.groups.update(groups)
     buffer.finished_keys["train"] |= queue.groups.keys()
-    buffer.prompt_global_steps["train"] |= {uid: step for uid, (_, _, step) in queue.groups.items()}
+    steps = {uid: found[2] if found else 0 for uid, found in queue.groups.items()}
+    buffer.prompt_global_steps["train"] |= steps
 
 
 def leave_out(buffer, step):
@@ -114,9 +120,30 @@ def test_without_a_limit_all_that_has_no_signal_goes(make_buffer):
     assert leave_out(make_buffer(queue, filter_at_most=None), 1) == ["a", "b"]
 
 
-def test_the_base_filter_is_verls(make_buffer):
-    queue = Queue(a=("prefixed", FLAT, 1), b=("prefixed", TOLD_APART, 1))
-    assert leave_out(make_buffer(queue, group_filter="base", filter_at_most=0), 1) == ["a", "b"]
+def test_a_group_of_one_is_not_discarded(make_buffer, monkeypatch):
+    """One response has no spread, whatever it earned."""
+    queue = Queue(a=("prefixed", FLAT, 1))
+    buffer = make_buffer(queue, filter_at_most=None)
+    alone = group("a", "prefixed", FLAT)
+    alone = replace(alone, keys=alone.keys[:1], rewards=alone.rewards[:1], shaped=alone.shaped[:1])
+    monkeypatch.setattr(buffer, "_read", lambda partition_id, uids: {"a": alone} if uids else {})
+    assert leave_out(buffer, 1) == []
+
+
+def test_groups_that_rpo_passed_through_keep_verls_rule(make_buffer):
+    queue = Queue(a=("prefixed", TOLD_APART, 1), b=None, c=("prefixed", FLAT, 1))
+    read = queue.read
+    queue.read = lambda buffer, partition_id, uids: read(buffer, partition_id, uids - {"b"})
+    assert leave_out(make_buffer(queue, filter_at_most=0), 1) == ["b"]
+
+
+def test_validation_is_verls_own(make_buffer):
+    queue = Queue(a=("prefixed", TOLD_APART, 1))
+    buffer = make_buffer(queue, filter_at_most=0)
+    buffer.finished_keys["val"] |= {"a"}
+    assert buffer._dapo_filtered_keys("val") == ({"a"}, Counter({1.0: 1}))
+    buffer._clear_groups("val", {"a"})
+    assert buffer.seen == []
 
 
 def test_a_batch_takes_groups_with_a_signal_first(make_buffer):
@@ -147,3 +174,20 @@ def test_nothing_is_remembered_of_groups_that_are_gone(make_buffer):
         queue.groups.clear()
         buffer.finished_keys["train"].clear()
         finish(buffer, queue, **{f"{step}{name}": ("prefixed", FLAT, step) for name in "ab"})
+
+
+def test_groups_are_read_by_the_prompts_of_their_rows(monkeypatch):
+    """Keys and tags of the wanted prompts go to `read_groups`, whose groups are named by them."""
+    asked = []
+
+    def read_groups(keys, tags, partition_id, reward):
+        asked.append((keys, tags, partition_id, reward))
+        return [group("u_1", "full", FLAT)]
+
+    monkeypatch.setattr(group_filter, "read_groups", read_groups)
+    buffer = object.__new__(ReplayBuffer)
+    group_filter.watch_groups(buffer, RewardConfig(), BATCH, None)
+    buffer.partitions = {"train": {"u_1_0_0": {"n": 0}, "other_0_0": {"n": 1}, "u_1_1_0": {"n": 2}}}
+    found = buffer._read("train", {"u_1"})
+    assert asked == [(["u_1_0_0", "u_1_1_0"], [{"n": 0}, {"n": 2}], "train", buffer._rpo_reward)]
+    assert found.keys() == {"u_1"}

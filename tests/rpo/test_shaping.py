@@ -35,11 +35,6 @@ def test_lo_below_one_half_tells_long_answers_apart():
     assert shaped == pytest.approx([sigmoid(1.0), sigmoid(-1.0)])
 
 
-def test_reference_over_correct_members_only():
-    shaped = shape([1.0, 1.0, 0.0], [100, 200, 1000], lo=0.0, length_reference="correct")
-    assert shaped == pytest.approx([sigmoid(0.5), sigmoid(-0.5), 0.0])
-
-
 def test_other_rewards_than_zero_and_one_keep_their_scale():
     # sigmoid(1), clipped 0.5: a penalty, partial credit or a large reward is as visible after shaping as before.
     shaped = shape([4.0, 4.0, 0.1, 8.0], [100, 300, 200, 200])
@@ -101,4 +96,4 @@ def test_enormous_lengths_do_not_overflow():
     ],
 )
 def test_what_counts_as_correct(reward, accuracy, threshold, expected):
-    assert is_correct(reward, accuracy, RewardConfig(correct_above=threshold)) is expected
+    assert is_correct(reward, accuracy, threshold) is expected

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from verl import DataProto
 from verl.trainer.ppo.reward import load_reward_manager, resolve_reward_manager_cls
 
-from rpo_verl.rpo.hooks.reward import users_config
-from rpo_verl.rpo.hooks.settings import take_over
+from rpo_verl.rpo.hooks.settings import take_over, users_config
+from rpo_verl.rpo.start import Start
 
 QUESTION, PREFIX, SUFFIX = "30a+1", "a30+1", "=31;#31"
 CUSTOM = Path(__file__).parent / "custom_manager.py"
@@ -55,7 +55,7 @@ def row(tokenizer, answer, training=True):
         "raw_prompt": [{"role": "user", "content": QUESTION}],
     }
     if training:
-        extra["rpo_start"] = "shipped"
+        extra["rpo_start"] = Start(b"k" * 16, "prefixed", 4, 60)
     batch = {
         "prompts": prompt,
         "responses": response,

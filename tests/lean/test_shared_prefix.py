@@ -18,9 +18,12 @@ from verl.utils.torch_functional import entropy_from_logits
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngineWithLMHead, transformer_impl
 
+from rpo_verl import algorithms
+from rpo_verl.lean import attention
 from rpo_verl.lean import engine as shared_prefix
-from rpo_verl.lean.engine import SharedPrefixEngine, install_attention
-from rpo_verl.upstream.contract import COMPUTED_SHARE, SHARE_PREFIX
+from rpo_verl.lean.attention import install_attention
+from rpo_verl.lean.engine import COMPUTED_SHARE, SHARE_PREFIX, SharedPrefixEngine
+from rpo_verl.upstream.registration import wrap_engines
 
 PROMPT, PREFIX, GROUP = 12, 30, 4
 TEMPERATURE = 0.7
@@ -188,7 +191,7 @@ def test_a_wrong_mask_would_be_noticed(monkeypatch, diagonal):
     sequences = rows(model.config.vocab_size)
     truth = gradients(model, sequences, alone)
     monkeypatch.setattr(
-        shared_prefix, "visible", lambda p, s, device: torch.ones(s, p + s, dtype=torch.bool).tril(p + diagonal)
+        attention, "visible", lambda p, s, device: torch.ones(s, p + s, dtype=torch.bool).tril(p + diagonal)
     )
     assert difference(gradients(model, sequences, through_the_engine), truth) > 1e-3
 
@@ -438,3 +441,26 @@ def test_the_attention_is_wrapped_once():
     first = ALL_ATTENTION_FUNCTIONS["sdpa"]
     install_attention("sdpa")
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is first
+
+
+def test_only_fsdp_engines_for_language_models_are_wrapped():
+    (entry,) = (entry for entry in algorithms.BUILT_IN if entry.name == "lean")
+
+    class Engine:
+        """An engine of veRL."""
+
+    registry = {
+        "language_model": {
+            "fsdp": {"cuda": Engine},
+            "fsdp2": {"cuda": Engine, "npu": Engine},
+            "megatron": {"cuda": Engine},
+        },
+        "value_model": {"fsdp": {"cuda": Engine}},
+    }
+    wrap_engines(entry, registry)
+    for backend, device in (("fsdp", "cuda"), ("fsdp2", "cuda"), ("fsdp2", "npu")):
+        wrapped = registry["language_model"][backend][device]
+        assert wrapped.__mro__[:3] == (wrapped, SharedPrefixEngine, Engine)
+        assert (wrapped.__name__, wrapped.__doc__) == ("Engine", Engine.__doc__)
+    assert registry["language_model"]["megatron"]["cuda"] is registry["value_model"]["fsdp"]["cuda"] is Engine
+    wrap_engines(entry, {})

@@ -4,21 +4,10 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from verl.trainer.ppo.core_algos import (
-    ADV_ESTIMATOR_REGISTRY,
-    agg_loss,
-    compute_grpo_outcome_advantage,
-    get_adv_estimator_fn,
-)
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, compute_grpo_outcome_advantage, get_adv_estimator_fn
 
-from rpo_verl.rpo.hooks.advantage import (
-    SHAPING,
-    UNSUPPORTED,
-    Shaping,
-    extend_to_prefix,
-    final_rows,
-    response_mean_weights,
-)
+from rpo_verl.rpo.hooks.advantage import SHAPING, UNSUPPORTED, Shaping
+from rpo_verl.upstream.queue import final_rows
 
 CONFIG = OmegaConf.create({"norm_adv_by_std_in_grpo": True})
 
@@ -30,17 +19,14 @@ def rewards_on_last_token(values, lengths, width):
     return rewards
 
 
-def estimate(
-    base, shaped, lengths, prefix, groups, upstream="grpo", config=CONFIG, left_out=None, mode="token-mean", final=None
-):
+def estimate(base, shaped, lengths, prefix, groups, upstream="grpo", config=CONFIG, final=None):
     width = max(lengths)
     mask = torch.zeros(len(base), width)
     for row, length in enumerate(lengths):
         mask[row, prefix[row] : length] = 1
     bonus, last_token = np.array(shaped) - np.array(base), np.array(lengths) - 1
-    left_out = np.zeros(len(base), dtype=int) if left_out is None else np.array(left_out)
     final = np.arange(len(base)) if final is None else np.array(final)
-    token = SHAPING.set(Shaping(bonus, last_token, upstream, left_out, mode, final))
+    token = SHAPING.set(Shaping(bonus, last_token, upstream, final))
     try:
         advantages, _ = get_adv_estimator_fn("rpo")(
             token_level_rewards=rewards_on_last_token(base, lengths, width),
@@ -121,37 +107,3 @@ def test_outside_rpos_trainer_it_says_what_to_do():
         get_adv_estimator_fn("rpo")(
             token_level_rewards=torch.zeros(1, 1), response_mask=torch.ones(1, 1), config=CONFIG
         )
-
-
-def test_prefix_in_loss():
-    mask, advantages = torch.tensor([0, 0, 1, 1]), torch.tensor([0.0, 0.0, -0.5, -0.5])
-    whole, extended, returns = extend_to_prefix(mask, advantages, advantages, 2)
-    assert whole.tolist() == [1, 1, 1, 1]
-    assert extended.tolist() == returns.tolist() == [-0.5] * 4
-    assert mask.tolist() == [0, 0, 1, 1], "the input is left as it was"
-    # Tokens of a tool, behind the prefix, stay out.
-    assert extend_to_prefix(torch.tensor([0, 1, 0, 1]), advantages, advantages, 1)[0].tolist() == [1, 1, 0, 1]
-
-
-def test_factors_of_a_mean_over_whole_responses():
-    suffix, prefix = torch.tensor([2, 4, 0]), torch.tensor([6, 0, 0])  # the last row is padding
-    assert response_mean_weights(suffix, prefix, "token-mean").flatten().tolist() == pytest.approx([0.5] * 3)
-    assert response_mean_weights(suffix, prefix, "seq-mean-token-mean").flatten().tolist() == [0.25, 1.0, 0.0]
-    assert response_mean_weights(suffix, prefix, "seq-mean-token-sum").flatten().tolist() == [1.0] * 3
-    assert response_mean_weights(suffix, prefix, "seq-mean-token-sum-norm").flatten().tolist() == [1.0] * 3
-
-
-@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
-def test_the_loss_divides_by_whole_responses(mode):
-    """veRL's own aggregation of -A over the suffix gives the paper's sum, divided by whole responses."""
-    rewards, lengths, prefix = [1.0, 0.0, 1.0, 0.0], [8, 6, 5, 5], [4, 4, 0, 0]
-    groups = ["a", "a", "b", "b"]
-    advantages, mask = estimate(rewards, rewards, lengths, prefix, groups, left_out=prefix, mode=mode)
-    plain, _ = estimate(rewards, rewards, lengths, prefix, groups, mode=mode)
-    sums = (plain * mask).sum(dim=-1)
-    expected = {
-        "token-mean": sums.sum() / sum(lengths),
-        "seq-mean-token-mean": (sums / torch.tensor(lengths)).mean(),
-        "seq-mean-token-sum": sums.mean(),
-    }[mode]
-    assert agg_loss(advantages, mask, mode).item() == pytest.approx(expected.item(), rel=1e-6)

@@ -1,0 +1,186 @@
+"""Credit in veRL's queue: one write at most, after the user's estimator. The queue is a dictionary here."""
+
+import numpy as np
+import pytest
+import torch
+from verl.trainer.ppo.core_algos import agg_loss
+
+from rpo_verl.rpo.group import Group
+from rpo_verl.rpo.hooks.credit import write_credit
+from rpo_verl.rpo.start import Start
+from rpo_verl.upstream import queue
+
+MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
+#: Two groups: from a prefix of four tokens, and full; whole lengths, and the estimator's advantages.
+PREFIX, LENGTHS, ADVANTAGES = [4, 4, 0, 0], [8, 6, 5, 5], [0.7, -0.7, 0.5, -0.5]
+
+
+class Table:
+    """Rows by key; nested tensors are lists of rows of their own lengths."""
+
+    def __init__(self, prefix, lengths, advantages, masks=None):
+        self.keys = [f"{'ab'[row // 2]}_{row % 2}_0" for row in range(len(prefix))]
+        self.prefix, self.lengths = dict(zip(self.keys, prefix)), dict(zip(self.keys, lengths))  # noqa: B905
+        self.columns = {"advantages": {}, "returns": {}, "response_mask": {}}
+        for row, key in enumerate(self.keys):
+            mask = torch.ones(lengths[row], dtype=torch.int64)
+            mask[: prefix[row]] = 0
+            if masks is not None and masks[row] is not None:
+                mask = torch.tensor(masks[row])
+            self.columns["response_mask"][key] = mask
+            self.columns["advantages"][key] = advantages[row] * mask.float()
+            self.columns["returns"][key] = 2 * advantages[row] * mask.float()
+        self.written = []
+
+    def read(self, keys, partition_id, *fields):
+        assert partition_id == "train"
+        return tuple([self.columns[name][key] for key in keys] for name in fields)
+
+    def write(self, keys, partition_id, **columns):
+        assert partition_id == "train"
+        rows = {name: list(values) for name, values in columns.items()}
+        assert all(len(values) == len(keys) for values in rows.values())
+        self.written.append((list(keys), set(rows)))
+        for name, values in rows.items():
+            self.columns.setdefault(name, {}).update(zip(keys, values, strict=True))
+
+    def groups(self, uids="ab"):
+        found = []
+        for uid in uids:
+            keys = [key for key in self.keys if key.startswith(uid)]
+            prefix = np.array([self.prefix[key] for key in keys])
+            zeros = np.zeros(len(keys))
+            found.append(
+                Group(
+                    start=Start(uid.encode(), "prefixed" if prefix.any() else "full", len(keys), 100),
+                    keys=tuple(keys),
+                    prefix_tokens=prefix,
+                    response_tokens=np.array([self.lengths[key] for key in keys]),
+                    oldest_policy=zeros.astype(int),
+                    rewards=zeros,
+                    correct=zeros.astype(bool),
+                    shaped=zeros,
+                )
+            )
+        return found
+
+    def padded(self, name):
+        return torch.nn.utils.rnn.pad_sequence([self.columns[name][key] for key in self.keys], batch_first=True)
+
+
+@pytest.fixture
+def make_table(monkeypatch):
+    def make(prefix=PREFIX, lengths=LENGTHS, advantages=ADVANTAGES, masks=None):
+        table = Table(prefix, lengths, advantages, masks)
+        monkeypatch.setattr(queue, "read", table.read)
+        monkeypatch.setattr(queue, "write", table.write)
+        return table
+
+    return make
+
+
+def copy(table):
+    return {name: {key: row.clone() for key, row in rows.items()} for name, rows in table.columns.items()}
+
+
+def sums(table):
+    """(B,) sums of `A` over the tokens in the loss."""
+    return (table.padded("advantages") * table.padded("response_mask")).sum(dim=-1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_loss_divides_by_whole_responses(make_table, mode):
+    """veRL's own aggregation of A over the suffix gives the paper's sum, divided by whole responses."""
+    table = make_table()
+    plain = sums(table)
+    expected = {
+        "token-mean": plain.sum() / sum(LENGTHS),
+        "seq-mean-token-mean": (plain / torch.tensor(LENGTHS)).mean(),
+        "seq-mean-token-sum": plain.mean(),
+    }[mode]
+    write_credit(table.keys, "train", table.groups(), "none", mode)
+    loss = agg_loss(table.padded("advantages"), table.padded("response_mask"), mode)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert len(table.written) == (0 if mode == "seq-mean-token-sum" else 1)
+    # Neither the tokens in the loss nor the returns are touched.
+    assert all(names == {"advantages", "returns"} for _, names in table.written)
+    assert "loss_mask" not in table.columns
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_by_literal_the_loss_covers_whole_responses(make_table, mode):
+    table = make_table()
+    before = copy(table)
+    write_credit(table.keys, "train", table.groups(), "literal", mode)
+    # With the prefix in the loss nothing is left to scale, and full rollouts stay as they were.
+    assert table.written == [(["a_0_0", "a_1_0"], {"advantages", "returns", "response_mask", "loss_mask"})]
+    for row, key in enumerate(table.keys[:2]):
+        assert table.columns["response_mask"][key].tolist() == [1] * LENGTHS[row]
+        assert table.columns["loss_mask"][key].tolist() == [1] * LENGTHS[row]
+        assert table.columns["advantages"][key].tolist() == pytest.approx([ADVANTAGES[row]] * LENGTHS[row])
+        assert table.columns["returns"][key].tolist() == pytest.approx([2 * ADVANTAGES[row]] * LENGTHS[row])
+    for name, rows in before.items():
+        for key in table.keys[2:]:
+            assert torch.equal(table.columns[name][key], rows[key])
+    whole = torch.tensor(ADVANTAGES) * torch.tensor(LENGTHS)
+    expected = {
+        "token-mean": whole.sum() / sum(LENGTHS),
+        "seq-mean-token-mean": torch.tensor(ADVANTAGES).mean(),
+        "seq-mean-token-sum": whole.mean(),
+    }[mode]
+    loss = agg_loss(table.padded("advantages"), table.padded("response_mask"), mode)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_by_literal_tokens_of_a_tool_stay_out_of_the_loss(make_table):
+    table = make_table([1, 1], [4, 4], [0.5, -0.5], masks=[[0, 1, 0, 1], [0, 1, 1, 1]])
+    write_credit(table.keys, "train", table.groups("a"), "literal", "token-mean")
+    assert table.columns["response_mask"]["a_0_0"].tolist() == [1, 1, 0, 1]
+    assert table.columns["advantages"]["a_0_0"].tolist() == [0.5, 0.5, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("rule", ["none", "literal"])
+@pytest.mark.parametrize("mode", MODES)
+def test_without_prefixes_nothing_is_written(make_table, rule, mode):
+    table = make_table(prefix=[0] * 4)
+    before = copy(table)
+    write_credit(table.keys, "train", table.groups(), rule, mode)
+    assert table.written == []
+    assert all(torch.equal(row, before[name][key]) for name, rows in table.columns.items() for key, row in rows.items())
+
+
+@pytest.mark.parametrize("rule", ["none", "literal"])
+def test_rows_passed_through_have_no_prefix_of_ours(make_table, rule):
+    """Their masks, with the tokens of a tool in front, are their agent's."""
+    table = make_table()
+    write_credit(table.keys, "train", [], rule, "seq-mean-token-mean")
+    assert table.written == []
+
+
+def test_rows_passed_through_share_the_mean_over_tokens(make_table):
+    table = make_table(prefix=[4, 4, 0, 0], lengths=[8, 6, 5, 5])
+    write_credit(table.keys, "train", table.groups("a"), "none", "token-mean")
+    # 16 of 24 tokens are trained.
+    assert table.columns["advantages"]["b_0_0"].tolist() == pytest.approx([0.5 * 16 / 24] * 5)
+    table = make_table()
+    write_credit(table.keys, "train", table.groups("a"), "literal", "token-mean")
+    assert table.columns["response_mask"]["b_0_0"].tolist() == [1] * 5
+    assert table.columns["advantages"]["b_0_0"].tolist() == pytest.approx([0.5] * 5)
+
+
+@pytest.mark.parametrize("rule", ["none", "literal"])
+@pytest.mark.parametrize("mode", MODES)
+def test_advantages_come_back_as_the_estimator_computed_them(make_table, rule, mode):
+    table = make_table()
+    estimated = write_credit(table.keys, "train", table.groups(), rule, mode)
+    assert estimated == pytest.approx(dict(zip(table.keys, ADVANTAGES, strict=True)))
+    table = make_table()
+    assert list(write_credit(table.keys, "train", table.groups("b"), rule, mode)) == ["b_0_0", "b_1_0"]
+
+
+def test_what_was_read_is_not_changed_in_place(make_table):
+    table = make_table()
+    read = {key: table.columns["advantages"][key] for key in table.keys}
+    before = {key: row.clone() for key, row in read.items()}
+    write_credit(table.keys, "train", table.groups(), "literal", "token-mean")
+    assert all(torch.equal(read[key], before[key]) for key in table.keys)
