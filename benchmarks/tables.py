@@ -27,7 +27,8 @@ def overhead_rows(found: Mapping[str, Any]) -> Rows:
             "{value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**more),
         ],
     ]
-    rows += [[f"{part}, ms", f"{1000 * found['own_s'][part]:.2f}"] for part in OWN_PARTS]
+    # Recorded runs may lack a part that came later.
+    rows += [[f"{part}, ms", f"{1000 * found['own_s'][part]:.2f}"] for part in OWN_PARTS if part in found["own_s"]]
     rows.append(["RPO's own share of a step", f"{found['own_share']:.2%}"])
     rows.append(["upper end of the difference in the TaskRunner, share of a step", f"{most_overhead(found):.2%}"])
     return rows

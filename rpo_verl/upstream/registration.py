@@ -47,7 +47,7 @@ def _on_import(registry: str, entry: Algorithm, register: Callable[[Algorithm, M
         except Exception as error:  # noqa: BLE001 - the import of veRL that is under way must succeed all the same
             _failed[entry.name] = f"{type(error).__name__} while registering with {registry}: {error}"
             warnings.warn(
-                f"rpo_verl: {entry.name} is out of order in this process: {_failed[entry.name]}", stacklevel=2
+                f"rpo_verl: {entry.name} is not registered in this process: {_failed[entry.name]}", stacklevel=2
             )
 
     wrapt.register_post_import_hook(hook, registry)

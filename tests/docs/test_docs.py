@@ -257,7 +257,7 @@ OPTIONS = [*leaves(RPOConfig, "rpo"), *leaves(LeanConfig, "lean")]
 
 @pytest.fixture(scope="module")
 def paper():
-    discovery.add_search_path()
+    discovery.add_groups()
     with initialize_config_module("rpo_verl.hydra_configs", version_base=None):
         return compose("rpo/paper")
 

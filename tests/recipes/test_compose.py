@@ -13,7 +13,7 @@ from scripts import SCALES, SCRIPTS, arguments
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-from rpo_verl.rpo.hooks.settings import read_options
+from rpo_verl.rpo.hooks.settings import check
 
 #: What a plus sign may add: RPO's group, what veRL's DAPO reward manager reads and veRL's configuration lacks, and what
 #: Ray hands to its workers.
@@ -82,7 +82,7 @@ def test_veRL_accepts_it(script, scale, tmp_path):
     longest = config.data.max_prompt_length + config.data.max_response_length
     assert config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu >= longest
     if config.get("rpo") is not None:
-        read_options(config)
+        check(config)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
@@ -110,8 +110,8 @@ def test_rpo_is_one_line_more_than_the_baseline(script, tmp_path):
     without = arguments(baseline, tmp_path, **named)
     assert arguments(script, tmp_path, **named) == [*without, "+rpo=enabled"]
     assert arguments(script, tmp_path, RPO="paper", **named) == [*without, "+rpo=paper"]
-    options = read_options(composed([*without[2:], "+rpo=paper"]))
-    assert options.loss.prefix_in_loss and options.truncation.min_tokens == 0
+    options = check(composed([*without[2:], "+rpo=paper"]))
+    assert options.credit.rule == "literal" and options.truncation.min_tokens == 0
     # What users add comes last, and wins.
     assert arguments(script, tmp_path, "data.seed=7", **named)[-1] == "data.seed=7"
 

@@ -70,9 +70,9 @@ def defined() -> set[str]:
 
 DEFINED = defined()
 #: What a mixin of our own offers to those before it.
-OFFERED = {
-    node.name for node in ast.walk(MODULES[PACKAGE / "upstream" / "trainer.py"]) if isinstance(node, ast.FunctionDef)
-}
+OFFERED = {"_prepare_rollouts"}
+#: Methods of other libraries that the package overrides.
+NOT_VERLS = {"invoke"}
 
 
 #: Private attributes of transformers, which is not veRL's.
@@ -109,7 +109,7 @@ def test_every_upstream_name_is_in_the_table(path):
     if path.name != "contract.py":
         known = {name.module for name in UPSTREAM_NAMES}
         assert all(any(k == n or k.startswith(f"{n}.") for k in known) for n in modules_named(MODULES[path]))
-    assert attributes(MODULES[path]) - ATTRIBUTES - {"__init__"} == set()
+    assert attributes(MODULES[path]) - ATTRIBUTES - NOT_VERLS - {"__init__"} == set()
 
 
 def test_the_table_names_nothing_that_is_not_used():

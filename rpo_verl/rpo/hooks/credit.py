@@ -37,10 +37,11 @@ def write_credit(
         untrained |= {key: n - m for key, n, m in zip(group.keys, reused, covered, strict=True)}
     trained = np.array([int(mask.sum()) for _, _, mask in rows.values()])
     weights = response_mean_weights(trained, np.array([untrained.get(key, 0) for key in keys]), loss_agg_mode)
-    changed = list(rows) if (weights != 1).any() else list(spans)
+    # Rows without a trained token only pad the batch.
+    factors = dict(zip(rows, np.where(trained > 0, weights, 1.0).astype(np.float32).tolist(), strict=True))
+    changed = [key for key in rows if key in spans or factors[key] != 1]
     if not changed:
         return estimated
-    factors = dict(zip(rows, weights.astype(np.float32).tolist(), strict=True))
     for key in changed:
         advantages, returns, mask = (values.clone() for values in rows[key])
         advantages *= factors[key]
