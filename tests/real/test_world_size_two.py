@@ -14,15 +14,17 @@ SHARED = (
 
 
 @pytest.fixture(scope="module", params=["paper", "enabled"])
-def run(request, tmp_path_factory, data_dir):
+def run(request, tmp_path_factory, data_dir, built):
     # With our settings the trainer computes prefixes once a group, in micro-batches of so many tokens, and skips rows;
     # with the paper's it computes every row by itself, so that the loss's count of tokens can be exact.
-    shared = SHARED if request.param == "enabled" else ("lean.skip_zero_advantage=false",)
+    # The paper begins with an answer to every question.
+    from_store = ("lean.skip_zero_advantage=false", f"rpo.cache.path={built / 'store'}")
+    own = SHARED if request.param == "enabled" else from_store
     folder = tmp_path_factory.mktemp("two")
     run = run_recipe(
         folder,
         f"+rpo={request.param}",
-        *shared,
+        *own,
         "rpo.rollout.full_rollout_every=0",
         "trainer.n_gpus_per_node=2",
         "actor_rollout_ref.rollout.agent.num_workers=2",
@@ -63,9 +65,15 @@ def test_weights_reach_both_replicas(run):
     assert all(step["training/rollout_probs_diff_max"] < 1e-3 for step in run.steps)
 
 
-def test_prefixes_are_replayed(run):
+def test_prefixes_are_replayed(run, request):
     hits = [step["rpo/groups/prefixed_total"] + step["rpo/groups/refreshed_total"] for step in run.steps]
-    assert hits == [0, 0, 4, 4]
+    if request.node.callspec.params["run"] == "paper":
+        # From the store that was built ahead of training, and nothing of it is dropped.
+        assert hits == [4, 4, 4, 4]
+        assert run.steps[0]["rpo/groups/prefixed_total"] == 4
+        assert [step["rpo/cache/entries"] for step in run.steps] == [8, 8, 8, 8]
+    else:
+        assert hits == [0, 0, 4, 4]
     assert all(step["rpo/tokens/reused_total"] > 0 for step in run.steps[2:])
 
 
