@@ -15,7 +15,7 @@ def test_adapters_train_behind_prefixes(data_dir, tmp_path):
         # The reference is the model without its adapter.
         "actor_rollout_ref.actor.use_kl_loss=true",
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
-        "rpo.loss.share_prefix=true",
+        "lean.share_prefix=true",
         STEPS=str(STEPS),
         DATA_DIR=str(data_dir),
         LEARNING_RATE="1e-2",
@@ -25,7 +25,7 @@ def test_adapters_train_behind_prefixes(data_dir, tmp_path):
     assert [step["step"] for step in run.steps] == list(range(1, STEPS + 1))
     assert any(step["rpo/groups/prefixed_total"] > 0 for step in run.steps)
     assert any(step["actor/grad_norm"] > 0 for step in run.steps)
-    assert all(step["rpo/update/computed_share"] < 0.9 for step in run.steps)
+    assert all(step["lean/update/computed_share"] < 0.9 for step in run.steps)
     # The reference and the new adapter agree at first, then no longer.
     assert abs(run.steps[0]["actor/kl_loss"]) < 1e-4 < run.steps[-1]["actor/kl_loss"]
     # The trainer computes with the adapter it has just updated; so does vLLM if the two agree.
