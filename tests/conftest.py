@@ -205,8 +205,12 @@ TOGETHER = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a file, and files that share a fixture, to one worker of pytest-xdist; the trainings, which last, first."""
+    """Give a file, and files that share a fixture, to one worker of pytest-xdist; the trainings, which last, first.
+
+    It runs before xdist's own hook, which reads the groups.
+    """
     items.sort(key=lambda item: "real" not in item.path.parts)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.name, str(item.path))))
