@@ -28,7 +28,7 @@ test: setup  ## the tests, real runs included; test-slow and test-recipes have t
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --collect-only --quiet tests/slow tests/recipes > /dev/null
-	$(BIN)/python -m pytest --ignore tests/slow --ignore-glob 'tests/recipes/test_run_*' -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --ignore tests/slow --ignore-glob 'tests/recipes/test_run_*' -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup  ## more real runs: two simulated nodes, asynchronous trainers, reward models, LoRA, trackers, rpo-verl eval
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/trackers \

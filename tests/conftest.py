@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -122,95 +121,6 @@ def wheel_dir(tmp_path_factory) -> Path:
     return target
 
 
-#: Always the most probable token, so that a run can be repeated; the entropy bonus moves the weights.
-REPEATABLE = (
-    "+rpo=enabled",
-    "rpo.rollout.full_rollout_every=5",
-    "rpo.cache.max_failures=2",
-    "actor_rollout_ref.rollout.top_k=1",
-    "actor_rollout_ref.actor.entropy_coeff=0.01",
-    "trainer.val_before_train=false",
-    "trainer.resume_mode=auto",
-)
-
-
-def train_repeatably(folder: Path, data_dir: Path, steps: int, *overrides: str) -> Run:
-    """Train with RPO so that another call does the same."""
-    run = run_recipe(
-        folder, *REPEATABLE, *overrides, STEPS=str(steps), DATA_DIR=str(data_dir), OMP_NUM_THREADS="1",
-        LEARNING_RATE_SCHEDULE="constant",
-    )  # fmt: skip
-    assert run.returncode == 0, run.output[-4000:]
-    return run
-
-
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory, data_dir):
-    """Six steps in one go, with checkpoints after three and six."""
-    return train_repeatably(tmp_path_factory.mktemp("whole"), data_dir, 6, "trainer.save_freq=3")
-
-
-COMMAND = Path(sys.executable).parent / "rpo-verl"
-
-
-def start_build(folder: Path, data_dir: Path, *options: str) -> subprocess.Popen:
-    """Begin to build a store of the training questions' answers."""
-    command = [
-        str(COMMAND),
-        "cache",
-        "build",
-        "--data",
-        str(data_dir / "train.parquet"),
-        "--out",
-        str(folder / "store"),
-    ]
-    command += ["--model", str(TINY / "checkpoint"), "--max-prompt-length", "72", "--max-response-length", "208"]
-    command += ["--reward-file", str(TINY / "reward.py"), "--dtype", "float32", "--batch-size", "3"]
-    environment = os.environ | {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with (folder / "build.log").open("a") as log:
-        return subprocess.Popen(
-            [*command, *options], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory, data_dir):
-    """A store of 8 answers; the first build was killed after its first batch of 3."""
-    folder = tmp_path_factory.mktemp("build")
-    process = start_build(folder, data_dir)
-    first = folder / "store.partial" / "part-000000003" / "manifest.json"
-    deadline = time.monotonic() + 300
-    while not first.exists():
-        assert process.poll() is None and time.monotonic() < deadline, (folder / "build.log").read_text()[-4000:]
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    parts = {path.name: (path / "manifest.json").read_bytes() for path in first.parent.parent.glob("part-*")}
-    assert not (folder / "store").exists(), "the build was too fast to be interrupted"
-    refused = start_build(folder, data_dir, "--temperature", "0.5")
-    assert refused.wait(300) == 1
-    assert "temperature: 1.0 then, 0.5 now" in " ".join((folder / "build.log").read_text().split())
-    assert {p.name: (p / "manifest.json").read_bytes() for p in first.parent.parent.glob("part-*")} == parts
-    finished = start_build(folder, data_dir)
-    assert finished.wait(300) == 0, (folder / "build.log").read_text()[-4000:]
-    return folder
-
-
-#: Files that share a session's fixture: two workers would make it twice.
-TOGETHER = {
-    "test_cache_build.py": "built",
-    "test_world_size_two.py": "built",
-    "test_resume.py": "whole",
-    "test_dapo.py": "whole",
-}
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a file, and files that share a fixture, to one worker of pytest-xdist; the trainings, which last, first.
-
-    It runs before xdist's own hook, which reads the groups.
-    """
+    """Run the trainings first: they last, and what takes milliseconds fills the rest of the time."""
     items.sort(key=lambda item: "real" not in item.path.parts)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.name, str(item.path))))

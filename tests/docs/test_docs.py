@@ -66,7 +66,7 @@ RUN_ELSEWHERE = {
     r"bash recipes/gpu_check\.sh": ("tests/recipes/test_run_gpu_check.py", '"gpu_check.sh"'),
     r"make contract VERL=\S+": ("tests/real/test_contract.py", "def test_verl_has_every_name_rpo_uses"),
     r"make test-slow": ("Makefile", "-m pytest tests/slow"),
-    r"rpo-verl cache build .*": ("tests/conftest.py", '"build"'),
+    r"rpo-verl cache build .*": ("tests/real/test_world_size_two.py", '"build"'),
     r"rpo-verl (?!cache build)(cache |rollouts )?(?P<name>[a-z-]+)\b.*": ("tests/cli", r'"\g<name>"'),
 }
 

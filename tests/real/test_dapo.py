@@ -1,17 +1,12 @@
-"""DAPO with RPO: clip-higher, overlong penalty on whole responses, and dynamic sampling by shaped rewards.
-
-The run resumes from a checkpoint that has lost its cache, so it begins with a cold one.
-"""
+"""DAPO with RPO: clip-higher, overlong penalty on whole responses, and dynamic sampling by shaped rewards."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from conftest import run_recipe
 
-#: The checkpoint is of step 6, the end of an epoch.
-BEFORE, STEPS = 6, 4
+STEPS = 4
 GROUPS, GROUP_SIZE = 4, 4
 #: Groups from prefixes that a step may leave out.
 LIMIT = 2
@@ -20,11 +15,8 @@ EXPECTED_LENGTH, MAX_LENGTH = 58, 208
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, data_dir, whole):
+def run(tmp_path_factory, data_dir):
     folder = tmp_path_factory.mktemp("dapo")
-    checkpoint = folder / "checkpoints" / f"global_step_{BEFORE}"
-    shutil.copytree(whole.folder / "checkpoints" / checkpoint.name, checkpoint)
-    shutil.rmtree(checkpoint / "rpo")
     overlong = f"{{enable: true, len: {MAX_LENGTH - EXPECTED_LENGTH}, penalty_factor: 1.0, log: true}}"
     run = run_recipe(
         folder,
@@ -39,9 +31,7 @@ def run(tmp_path_factory, data_dir, whole):
         "algorithm.filter_groups.enable=true",
         "algorithm.filter_groups.metric=acc",
         "trainer.val_before_train=false",
-        "trainer.resume_mode=resume_path",
-        f"trainer.resume_from_path={checkpoint}",
-        STEPS=str(BEFORE + STEPS),
+        STEPS=str(STEPS),
         BYPASS_OLD_LOG_PROB="true",
         DATA_DIR=str(data_dir),
         REWARD_FILE=str(Path(__file__).parent / "recording_reward.py"),
@@ -57,14 +47,8 @@ def responses(run):
     return [record for record in records if record["split"] == "train"]
 
 
-def test_a_missing_cache_is_a_loud_warning_and_a_cold_start(run):
-    assert run.output.count("NO EXPERIENCE CACHE") == 1
-    assert str(run.folder / "checkpoints" / f"global_step_{BEFORE}" / "rpo") in run.output
-    assert run.steps[0]["rpo/groups/full_total"] == GROUPS
-
-
 def test_a_step_leaves_out_as_many_groups_as_it_may_before_others_fill_the_batch(run):
-    assert [step["step"] for step in run.steps] == list(range(BEFORE + 1, BEFORE + STEPS + 1))
+    assert [step["step"] for step in run.steps] == list(range(1, STEPS + 1))
     filled = 0
     for step in run.steps:
         assert sum(step[f"rpo/groups/{kind}_total"] for kind in ("full", "prefixed", "refreshed")) == GROUPS

@@ -1,9 +1,19 @@
-"""Two logical devices: FSDP2 shards over gloo, two vLLM replicas, two rollout workers; editable install."""
+"""Two logical devices: FSDP2 shards over gloo, two vLLM replicas, two rollout workers; editable install.
 
+One of the runs begins with a store by `rpo-verl cache build`, which was interrupted and continued.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import run_recipe
+from conftest import TINY, run_recipe
+
+from rpo_verl.rpo import store
 
 #: A group of full rollouts (some 450 tokens where its question is there once) has to be cut, one behind a prefix not.
 SHARED = (
@@ -11,6 +21,62 @@ SHARED = (
     "actor_rollout_ref.actor.use_dynamic_bsz=true",
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=400",
 )
+
+
+COMMAND = Path(sys.executable).parent / "rpo-verl"
+
+
+def start_build(folder: Path, data_dir: Path, *options: str) -> subprocess.Popen:
+    """Begin to build a store of the training questions' answers."""
+    command = [
+        str(COMMAND),
+        "cache",
+        "build",
+        "--data",
+        str(data_dir / "train.parquet"),
+        "--out",
+        str(folder / "store"),
+    ]
+    command += ["--model", str(TINY / "checkpoint"), "--max-prompt-length", "72", "--max-response-length", "208"]
+    command += ["--reward-file", str(TINY / "reward.py"), "--dtype", "float32", "--batch-size", "3"]
+    environment = os.environ | {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with (folder / "build.log").open("a") as log:
+        return subprocess.Popen(
+            [*command, *options], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, data_dir):
+    """A store of 8 answers; the first build was killed after its first batch of 3."""
+    folder = tmp_path_factory.mktemp("build")
+    process = start_build(folder, data_dir)
+    first = folder / "store.partial" / "part-000000003" / "manifest.json"
+    deadline = time.monotonic() + 300
+    while not first.exists():
+        assert process.poll() is None and time.monotonic() < deadline, (folder / "build.log").read_text()[-4000:]
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    parts = {path.name: (path / "manifest.json").read_bytes() for path in first.parent.parent.glob("part-*")}
+    assert not (folder / "store").exists(), "the build was too fast to be interrupted"
+    refused = start_build(folder, data_dir, "--temperature", "0.5")
+    assert refused.wait(300) == 1
+    assert "temperature: 1.0 then, 0.5 now" in " ".join((folder / "build.log").read_text().split())
+    assert {p.name: (p / "manifest.json").read_bytes() for p in first.parent.parent.glob("part-*")} == parts
+    finished = start_build(folder, data_dir)
+    assert finished.wait(300) == 0, (folder / "build.log").read_text()[-4000:]
+    return folder
+
+
+def test_one_answer_per_question_without_the_end_token(built):
+    cache, manifest = store.load(built / "store")
+    assert (manifest.entries, manifest.step) == (8, 0)
+    assert not (built / "store.partial").exists()
+    for _, answer in cache.items():
+        assert 0 < len(answer.tokens) < 208
+        assert int(answer.tokens.max()) < 256  # characters only
+        assert answer.reward == float(answer.correct)
 
 
 @pytest.fixture(scope="module", params=["paper", "enabled"])
