@@ -20,7 +20,7 @@ FIX = "Set lean.share_prefix=false."
 class Layout:
     """What attention needs of a `Packing`, on the device.
 
-    Not a dataclass, of which FSDP would hand every layer a copy.
+    It is no dataclass, because FSDP would hand every layer a copy of one.
     """
 
     def __init__(self, packing: Packing, device: torch.device) -> None:

@@ -7,7 +7,10 @@ import numpy as np
 import torch
 import transfer_queue as tq
 from tensordict import TensorDict
-from transfer_queue import KVBatchMeta as Batch  # noqa: F401 - the one place that imports it
+from transfer_queue import KVBatchMeta
+
+#: What names a batch of rows: their keys, tags and partition.
+Batch = KVBatchMeta
 
 TRAIN, VALIDATION = "train", "val"
 

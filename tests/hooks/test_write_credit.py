@@ -20,7 +20,7 @@ class Table:
 
     def __init__(self, prefix, lengths, advantages, masks=None):
         self.keys = [f"{'ab'[row // 2]}_{row % 2}_0" for row in range(len(prefix))]
-        self.prefix, self.lengths = dict(zip(self.keys, prefix)), dict(zip(self.keys, lengths))  # noqa: B905
+        self.prefix, self.lengths = (dict(zip(self.keys, tokens, strict=True)) for tokens in (prefix, lengths))
         self.columns = {"advantages": {}, "returns": {}, "response_mask": {}}
         for row, key in enumerate(self.keys):
             mask = torch.ones(lengths[row], dtype=torch.int64)
