@@ -142,7 +142,7 @@ def _accuracy_chart(labels: dict[str, list[Run]], name: str, number: int) -> Cha
 def _over_steps(
     labels: dict[str, list[Run]], key: str, title: str, note: str, y_label: str, curves: dict[str, tuple[str, ...]]
 ) -> Chart:
-    """Build a chart over steps, with a view per entry of `curves`: name → metrics, of which a run's first counts."""
+    """Build a chart over steps, a view per entry of `curves`: name → metrics. A run shows the first that it has."""
 
     def first_of(names: tuple[str, ...]) -> Callable[[Metrics], float | None]:
         return lambda metrics: next((metrics[name] for name in names if name in metrics), None)
