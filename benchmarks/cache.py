@@ -78,7 +78,7 @@ def measure(entries: int, tokens: int, folder: Path) -> dict[str, float]:
         start = Start(key, "prefixed", GROUP, tokens, answer.tokens[:half], tokens - half, answer.id, 0)
         lengths = np.full(GROUP, tokens)
         keys = tuple(f"{number}_{member}_0" for member in range(GROUP))
-        correct = shaped > 0.6
+        correct = np.ones(GROUP, dtype=bool)  # so that the chosen response is stored, whichever it is
         finished = Group(start, keys, lengths // 2, lengths, np.zeros(GROUP, int), correct * 1.0, correct, shaped)
         return finished, (answer.question, np.concatenate([answer.tokens[:half], suffix]))
 
