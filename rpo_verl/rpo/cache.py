@@ -109,12 +109,13 @@ class ExperienceCache:
         Returns:
             False if `keep_correct` keeps the old answer.
         """
-        old = self.get(key)
-        if old is not None:
+        kept = self._entries.pop(key, None)
+        if kept is not None:
+            old = _unpack(kept)
             if self.keep_correct and old.correct and not answer.correct:
-                self._entries[key] = self._entries.pop(key)
+                self._entries[key] = kept
                 return False
-            self.drop(key)
+            self._count(old, len(kept), -1)
         packed = _pack(answer)
         self._entries[key] = packed
         self._count(answer, len(packed), 1)
