@@ -14,10 +14,11 @@ sys.path.insert(0, str(TINY))
 try:
     import task
     from char_tokenizer import prompt_ids
+    from reward import compute_score
 finally:
     sys.path.remove(str(TINY))
 
-__all__ = ["CHECKPOINT", "RECIPE", "ROOT", "TINY", "prompt_ids", "task", "write_questions"]
+__all__ = ["CHECKPOINT", "RECIPE", "ROOT", "TINY", "compute_score", "prompt_ids", "task", "write_questions"]
 
 
 def write_questions(folder: Path, *, train: int, val: int, seed: int, steps: int = task.TRAIN_STEPS) -> None:

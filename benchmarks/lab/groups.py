@@ -1,0 +1,107 @@
+"""Groups: what they start from, their rollouts, and what the experience cache learns from them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from benchmarks.lab.questions import Question
+from benchmarks.lab.sampler import Continuation
+from rpo_verl.rpo.group import Group
+from rpo_verl.rpo.options import RewardConfig
+from rpo_verl.rpo.partial_rollouts import PartialRollouts
+from rpo_verl.rpo.shaping import is_correct, shape_group
+from rpo_verl.rpo.start import Start
+
+Sample = Callable[[Sequence[Sequence[int]], Sequence[int]], list[Continuation]]
+"""(contexts, room) → what the policy writes behind each context."""
+
+Reward = Callable[[Question, np.ndarray], tuple[float, float]]
+"""(question, response) → base reward, accuracy."""
+
+_numbers = count()
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A group of the package's core with the tokens that the core does not need."""
+
+    question: Question
+    group: Group
+    responses: list[np.ndarray]
+    """(G,) token ids of each whole response, (t,) int32."""
+
+    log_probs: list[np.ndarray]
+    """(G,) log-probabilities of each response's tokens when they were sampled, (t,) float32; NaN on a prefix."""
+
+
+def plan_starts(
+    rollouts: PartialRollouts | None, questions: Sequence[Question], step: int, group_size: int, room: int
+) -> list[Start]:
+    """Decide what the group of every question starts from; without `rollouts` from the question alone."""
+    if rollouts is None:
+        return [Start(b"", "full", group_size, room) for _ in questions]
+    return [rollouts.plan(question.ids, step, group_size) for question in questions]
+
+
+def roll_out(
+    questions: Sequence[Question], starts: Sequence[Start], step: int, sample: Sample, reward: Reward,
+    shaping: RewardConfig,
+) -> list[Finished]:  # fmt: skip
+    """Generate the members of every group, all in one batch, and reward them."""
+    sizes = [start.group_size for start in starts]
+    contexts = [
+        [*question.ids, *start.prefix.tolist()]
+        for question, start in zip(questions, starts, strict=True)
+        for _ in range(start.group_size)
+    ]
+    written = iter(sample(contexts, [start.room for start in starts for _ in range(start.group_size)]))
+    finished = []
+    for question, start, size in zip(questions, starts, sizes, strict=True):
+        members = [next(written) for _ in range(size)]
+        nothing = np.full(len(start.prefix), np.nan, dtype=np.float32)
+        responses = [np.concatenate([start.prefix, member.tokens]) for member in members]
+        finished.append(
+            Finished(
+                question,
+                _group(start, question, responses, step, reward, shaping),
+                responses,
+                [np.concatenate([nothing, member.log_probs]) for member in members],
+            )
+        )
+    return finished
+
+
+def _group(
+    start: Start, question: Question, responses: Sequence[np.ndarray], step: int, reward: Reward, shaping: RewardConfig
+) -> Group:
+    rewards, accuracies = np.array([reward(question, response) for response in responses], dtype=np.float64).T
+    lengths = np.array([len(response) for response in responses])
+    correct = np.array(
+        [is_correct(r, accuracy, shaping.correct_above) for r, accuracy in zip(rewards, accuracies, strict=True)]
+    )
+    number, size = next(_numbers), len(responses)
+    return Group(
+        start=start,
+        keys=tuple(f"{number}_{member}" for member in range(size)),
+        prefix_tokens=np.full(size, len(start.prefix)),
+        response_tokens=lengths,
+        oldest_policy=np.full(size, start.source_step if len(start.prefix) else step),
+        rewards=rewards,
+        correct=correct,
+        shaped=shape_group(rewards, lengths, correct, shaping),
+    )
+
+
+def observe(rollouts: PartialRollouts | None, finished: Sequence[Finished], step: int) -> None:
+    """Let the experience cache see finished groups, if there is one, ordered by question as in a veRL run."""
+    if rollouts is None or not finished:
+        return
+    ordered = sorted(finished, key=lambda one: one.group.start.question)
+    tokens = {
+        key: (np.asarray(one.question.ids, dtype=np.int32), response)
+        for one in ordered
+        for key, response in zip(one.group.keys, one.responses, strict=True)
+    }
+    rollouts.observe([one.group for one in ordered], step, lambda keys: [tokens[key] for key in keys])

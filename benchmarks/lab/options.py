@@ -1,0 +1,143 @@
+"""What one run of the fast lane trains, from the command line."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from benchmarks import policies
+from benchmarks.exact import QUESTIONS
+from benchmarks.stores import PROBLEM_STEPS
+from benchmarks.tiny import CHECKPOINT
+from rpo_verl.config import ConfigError
+from rpo_verl.rpo.options import MOVED, RPOConfig, validate
+
+
+@dataclass(frozen=True)
+class Method:
+    """What an arm does differently from GRPO."""
+
+    reuse: bool = False
+    """RPO: groups start from cached prefixes, rewards are shaped."""
+
+    filtered: bool = False
+    """DAPO's dynamic filter."""
+
+    clip_ratio_high: float = 0.2
+    overlong_buffer: int = 0
+    """Tokens of DAPO's penalty on long responses; 0: none."""
+
+    imitate: bool = False
+    """RAFT: right responses are imitated."""
+
+    first_epoch_only: bool = False
+    """Nothing is rolled out after the first epoch; later steps repeat its groups."""
+
+
+METHODS = {
+    "grpo": Method(),
+    "dapo": Method(filtered=True, clip_ratio_high=0.28, overlong_buffer=16),
+    "rpo": Method(reuse=True),
+    "dapo-rpo": Method(reuse=True, filtered=True, clip_ratio_high=0.28, overlong_buffer=16),
+    "raft": Method(imitate=True),
+    "first-epoch": Method(imitate=True, first_epoch_only=True),
+}
+
+#: Name of a policy → function of policies.py that makes it; None: the checkpoint as it is.
+MODELS = {"tiny": None, "talkative": "talkative", "biased": "biased", "biased-more": "biased_more"}
+#: Policies with many right solutions to a question.
+MANY_SOLUTIONS = ("talkative",)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of a run; defaults are those of the recipe and of benchmarks/bench.py."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.lab", description="Train one arm with one seed, or a suite of them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    run = made.add_argument_group("a run")
+    run.add_argument("--arm", choices=METHODS, default="grpo")
+    run.add_argument("--model", default="tiny", help=f"{', '.join(MODELS)}, or a Hugging Face folder")
+    run.add_argument("--seed", type=int, default=1, help="of questions, their order, and sampling")
+    run.add_argument("--steps", type=int, default=48)
+    run.add_argument("--max-tokens", type=int, help="end when so many were generated; the schedule ends there too")
+    run.add_argument("--batch", type=int, default=8, help="questions a step")
+    run.add_argument("--group-size", type=int, default=8, help="responses a question")
+    run.add_argument("--questions", type=int, default=64, help="to train on")
+    run.add_argument("--problem-steps", type=int, default=PROBLEM_STEPS, help="operations in a question")
+    run.add_argument("--max-response-length", type=int, help="tokens; by default 128, for talkative 192")
+    run.add_argument("--lr", type=float, default=3e-4)
+    run.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
+    run.add_argument("--ppo-epochs", type=int, default=1, help="optimizer steps on a batch")
+    run.add_argument("--micro-batch", type=int, default=16, help="rows per forward pass of the update")
+    run.add_argument("--eval-every", type=int, default=8, help="steps between evaluations")
+    run.add_argument("--eval-questions", type=int, default=QUESTIONS, help="held-out questions")
+    run.add_argument("rpo", nargs="*", metavar="rpo.KEY=VALUE", help="options of RPO")
+    run.add_argument("--out", type=Path, help="JSON file; by default runs/lab/ARM-seedSEED.json")
+    return made
+
+
+def read_rpo(overrides: Sequence[str], max_response_length: int, group_size: int) -> RPOConfig:
+    """RPO's options with `rpo.KEY=VALUE` overrides.
+
+    Raises:
+        ConfigError: if an option is unknown, has the wrong type, or is out of range.
+    """
+    wrong = [override for override in overrides if not override.startswith("rpo.") or "=" not in override]
+    if wrong:
+        raise ConfigError(f"{', '.join(wrong)}: overrides have the form rpo.KEY=VALUE")
+    gone = [f"{key} {MOVED[key]}" for key, _, _ in (o.partition("=") for o in overrides) if key in MOVED]
+    if gone:
+        raise ConfigError("; ".join(gone))
+    try:
+        typed = OmegaConf.create({"rpo": OmegaConf.structured(RPOConfig)})
+        options = OmegaConf.to_object(OmegaConf.merge(typed, OmegaConf.from_dotlist(list(overrides))).rpo)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"unknown or mistyped option in {' '.join(overrides)}: {error}") from error
+    validate(options, max_response_length=max_response_length, group_size=group_size)
+    return options
+
+
+def check(args: argparse.Namespace) -> None:
+    """Fill in what depends on the policy, and refuse what cannot run.
+
+    Raises:
+        ConfigError: names the option, its value and the fix.
+    """
+    if args.max_response_length is None:
+        args.max_response_length = 192 if args.model in MANY_SOLUTIONS else 128
+    positive = ("steps", "batch", "group_size", "questions", "ppo_epochs", "eval_every", "eval_questions",
+                "micro_batch", "max_response_length", "lr")  # fmt: skip
+    for name in positive:
+        if not getattr(args, name) > 0:
+            raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: must be above 0")
+    if args.max_tokens is not None and args.max_tokens <= 0:
+        raise ConfigError(f"--max-tokens={args.max_tokens}: must be above 0")
+    if args.rpo and not METHODS[args.arm].reuse:
+        raise ConfigError(f"{' '.join(args.rpo)}: --arm={args.arm} does not read RPO's options; use rpo or dapo-rpo")
+    read_rpo(args.rpo, args.max_response_length, max(2, args.group_size))
+    if args.group_size < 2 and not METHODS[args.arm].imitate:
+        raise ConfigError(f"--group-size={args.group_size}: must be at least 2, or all group-relative advantages are 0")
+
+
+def model_folder(name: str, made: Path) -> Path:
+    """The checkpoint of a named policy, made under `made` if it is not there, or the folder of that name.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name in MODELS:
+        function = MODELS[name]
+        if function is None:
+            return CHECKPOINT
+        make = getattr(policies, function, None)
+        if make is None:
+            raise ConfigError(f"--model={name}: benchmarks/policies.py has no function {function}")
+        made.mkdir(parents=True, exist_ok=True)
+        return make(made)
+    if (Path(name) / "config.json").exists():
+        return Path(name)
+    raise ConfigError(f"--model={name}: neither one of {', '.join(MODELS)} nor a Hugging Face folder")

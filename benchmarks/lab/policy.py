@@ -1,0 +1,54 @@
+"""The policy that is trained: model, tokenizer, and the log-probabilities of responses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rpo_verl.question import TokenizerIdentity
+from rpo_verl.upstream.questions import read_end_ids
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal language model in float32 on the CPU with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: TokenizerIdentity
+    end_ids: frozenset[int]
+    """Ids at which generation ends."""
+
+    @classmethod
+    def load(cls, folder: Path) -> "Policy":
+        """Load a Hugging Face folder."""
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        identity = TokenizerIdentity.of(str(folder), tokenizer.get_vocab(), tokenizer.chat_template)
+        return cls(model, tokenizer, identity, frozenset(read_end_ids(str(folder), False, tokenizer)))
+
+    def log_probs(self, questions: Sequence[Sequence[int]], responses: Sequence[np.ndarray]) -> torch.Tensor:
+        """Log-probabilities of the tokens of responses, with a gradient where it is enabled.
+
+        Args:
+            questions: (B,) token ids of each.
+            responses: (B,) token ids of each, at least one.
+
+        Returns:
+            (B, T) float32; T is the longest response, and what lies behind a response is 0.
+        """
+        whole = [torch.tensor([*question, *response]) for question, response in zip(questions, responses, strict=True)]
+        # Filled up on the right, where causal attention does not look.
+        ids = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True)
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        longest = max(map(len, responses))
+        offsets, steps = torch.tensor([len(question) for question in questions]), torch.arange(longest)
+        # Rows of unequal questions: a short row's last columns are read twice and masked.
+        target = (offsets[:, None] + steps).clamp(max=ids.shape[1] - 1)
+        before = hidden.gather(1, (target - 1)[:, :, None].expand(-1, -1, hidden.shape[-1]))
+        log_p = self.model.get_output_embeddings()(before).log_softmax(-1)
+        lengths = torch.tensor([len(response) for response in responses])
+        return log_p.gather(2, ids.gather(1, target)[:, :, None])[:, :, 0] * (steps < lengths[:, None])

@@ -1,0 +1,70 @@
+"""Questions of the tiny reasoner's task, their reward, and the order in which training visits them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks.tiny import compute_score, prompt_ids, task
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of the task."""
+
+    ids: tuple[int, ...]
+    """(q,) token ids, chat template applied."""
+
+    answer: str
+
+
+def draw(tokenizer: PreTrainedTokenizerBase, seed: int, steps: int, count: int) -> list[Question]:
+    """Draw questions of `steps` operations: for a seed the same ones that prepare_data.py writes to train.parquet."""
+    return [
+        Question(tuple(prompt_ids(tokenizer, problem.question)), problem.answer)
+        for problem in islice(task.generate(seed, steps), count)
+    ]
+
+
+def reward(tokenizer: PreTrainedTokenizerBase, question: Question, response: np.ndarray) -> float:
+    """The task's reward of a response (t,), decoded as veRL decodes it."""
+    return compute_score("tiny_reasoner", tokenizer.decode(response, skip_special_tokens=True), question.answer)
+
+
+def overlong_penalty(length: int, max_response_length: int, buffer: int) -> float:
+    """DAPO's soft penalty on a long response, as veRL's reward manager has it, with a factor of 1.
+
+    Args:
+        length: tokens of the response.
+        max_response_length: tokens that a response may have.
+        buffer: tokens before that limit in which the penalty grows from 0 to -1; 0 switches it off.
+    """
+    return min(0.0, (max_response_length - buffer - length) / buffer) if buffer else 0.0
+
+
+class Visits:
+    """Visits all questions once an epoch, each epoch in another order.
+
+    Args:
+        questions: those to train on.
+        seed: of the orders.
+    """
+
+    def __init__(self, questions: Sequence[Question], seed: int) -> None:
+        self._questions, self._generator = questions, torch.Generator().manual_seed(seed)
+        self._ahead: list[int] = []
+        self.started = 0
+        """Epochs that were begun."""
+
+    def take(self, count: int) -> list[Question]:
+        """The next `count` questions; an epoch may begin among them."""
+        taken = []
+        while len(taken) < count:
+            if not self._ahead:
+                self._ahead = torch.randperm(len(self._questions), generator=self._generator).tolist()
+                self.started += 1
+            taken.append(self._questions[self._ahead.pop()])
+        return taken

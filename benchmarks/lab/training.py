@@ -1,0 +1,224 @@
+"""The training loop: one arm, one seed, one core."""
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.exact import HELD_OUT_SEED, held_out, measure
+from benchmarks.lab.advantages import Batch, as_batch, estimate, give_credit, imitate
+from benchmarks.lab.batches import Collected, collect
+from benchmarks.lab.groups import Finished, observe, plan_starts, roll_out
+from benchmarks.lab.options import MANY_SOLUTIONS, METHODS, Method, read_rpo
+from benchmarks.lab.policy import Policy
+from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward
+from benchmarks.lab.sampler import Sampler
+from benchmarks.lab.update import UpdateOptions, Updater
+from rpo_verl.rpo.group import Group, differ
+from rpo_verl.rpo.options import RewardConfig, RPOConfig
+from rpo_verl.rpo.partial_rollouts import PartialRollouts
+
+#: Rollouts at a time in a sampled evaluation.
+SAMPLED_AT_ONCE = 128
+
+
+@dataclass
+class Clock:
+    """Seconds by part."""
+
+    parts: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.parts[part] += time.perf_counter() - started
+
+    @property
+    def training(self) -> float:
+        """Seconds of everything but evaluations."""
+        return sum(seconds for part, seconds in self.parts.items() if part != "evaluation")
+
+
+class Training:
+    """One run.
+
+    Args:
+        policy: to train; changed.
+        args: checked options of `options.parser`.
+    """
+
+    def __init__(self, policy: Policy, args: argparse.Namespace) -> None:
+        self.args, self.policy, self.method = args, policy, METHODS[args.arm]
+        self.clock, self.tokens, self.step = Clock(), 0, 0
+        self.steps: list[dict[str, Any]] = []
+        self.curve: list[dict[str, Any]] = []
+        self._rpo = read_rpo(args.rpo, args.max_response_length, max(2, args.group_size))
+        self._rollouts = cache_of(policy, self._rpo, args.max_response_length) if self.method.reuse else None
+        # Without RPO nothing is shaped.
+        self._shaping = self._rpo.reward if self.method.reuse else RewardConfig(shaping=False)
+        questions = draw(policy.tokenizer, args.seed, args.problem_steps, args.questions)
+        self._visits = Visits(questions, args.seed)
+        self._generator = torch.Generator().manual_seed(args.seed)
+        self._sampler = Sampler(policy.model, policy.end_ids)
+        self._updater = Updater(
+            policy,
+            UpdateOptions(
+                lr=args.lr, schedule=args.schedule, clip_ratio_high=self.method.clip_ratio_high,
+                ppo_epochs=args.ppo_epochs, micro_batch=args.micro_batch,
+            ),
+        )  # fmt: skip
+        self._seen: dict[Question, Finished] = {}
+        self._held_out = held_out(policy.tokenizer, args.eval_questions, args.problem_steps)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that lies behind: of its steps, or of its tokens where they run out first."""
+        of_tokens = self.tokens / self.args.max_tokens if self.args.max_tokens else 0.0
+        return max(self.step / self.args.steps, of_tokens)
+
+    def run(self, report: Callable[[str], None] = print) -> dict[str, Any]:
+        """Train to the end, evaluating at the start, every `--eval-every` steps and at the end; return the record."""
+        self._evaluate(report)
+        while self.progress < 1:
+            self.train_step()
+            if self.step % self.args.eval_every == 0 or self.progress >= 1:
+                self._evaluate(report)
+        return self.record()
+
+    def train_step(self) -> None:
+        """Roll out, compute advantages, update the policy, update the cache."""
+        progress, self.step = self.progress, self.step + 1
+        with self.clock("generation"):
+            collected = self._collect()
+        with self.clock("cache"):
+            observe(self._rollouts, collected.discarded, self.step)
+        with self.clock("advantages"):
+            batch = self._batch(collected.batch)
+        with self.clock("cache"):
+            observe(self._rollouts, collected.batch, self.step)
+            if self._rollouts is not None:
+                self._rollouts.end_step(self.step)
+        with self.clock("log-probs"):
+            self._updater.fill_log_probs(batch)
+        with self.clock("update"):
+            rows = self._updater.update(batch, progress)
+        self._note(collected, rows)
+
+    def _collect(self) -> Collected:
+        limit = self._rpo.reward.filter_at_most if self.method.reuse else None
+        return collect(
+            self._new_groups,
+            self.args.batch,
+            signal_of(self.method),
+            None if limit is None else round(limit * self.args.batch),
+        )
+
+    def _new_groups(self, count: int) -> list[Finished]:
+        questions = self._visits.take(count)
+        kept = {question: self._seen[question] for question in questions if question in self._seen}
+        new = [question for question in questions if question not in kept]
+        starts = plan_starts(self._rollouts, new, self.step, self.args.group_size, self.args.max_response_length)
+        sample = partial(self._sampler.sample, generator=self._generator)
+        fresh = roll_out(new, starts, self.step, sample, self._reward, self._shaping) if new else []
+        self.tokens += sum(int(one.group.generated.sum()) for one in fresh)
+        if self.method.first_epoch_only:
+            self._seen |= {one.question: one for one in fresh}
+        return [*fresh, *kept.values()]
+
+    def _reward(self, question: Question, response: np.ndarray) -> tuple[float, float]:
+        accuracy = reward(self.policy.tokenizer, question, response)
+        penalty = overlong_penalty(len(response), self.args.max_response_length, self.method.overlong_buffer)
+        return accuracy + penalty, accuracy
+
+    def _batch(self, groups: Sequence[Finished]) -> Batch:
+        batch = as_batch(groups)
+        if self.method.imitate:
+            imitate(groups, batch)
+            return batch
+        estimate(groups, batch, "grpo")
+        if self.method.reuse:
+            give_credit(groups, batch, self._rpo.credit.rule)
+        return batch
+
+    def _note(self, collected: Collected, rows: int) -> None:
+        groups = [one.group for one in collected.batch]
+        self.steps.append(
+            {
+                "step": self.step,
+                "tokens": self.tokens,
+                "seconds": self.clock.training,
+                "correct": fmean(float(group.correct.mean()) for group in groups),
+                "response_tokens": fmean(float(group.response_tokens.mean()) for group in groups),
+                "generated_tokens": fmean(float(group.generated.mean()) for group in groups),
+                "prefixed_groups": sum(group.prefixed for group in groups),
+                "discarded_groups": len(collected.discarded),
+                "trained_rows": rows,
+            }
+        )
+
+    def _evaluate(self, report: Callable[[str], None]) -> None:
+        with self.clock("evaluation"):
+            if self.args.model in MANY_SOLUTIONS:
+                found = self._sampled_accuracy()
+            else:
+                found = measure(self.policy.model, self._held_out)
+        point = {"step": self.step, "tokens": self.tokens, "seconds": self.clock.training, **found}
+        self.curve.append(point)
+        report(
+            f"[{self.args.arm} seed {self.args.seed}] step {self.step:>3}/{self.args.steps}  accuracy "
+            f"{point['accuracy']:.4f}  {self.tokens:>7} tokens  {point['seconds']:5.0f} s"
+        )
+
+    def _sampled_accuracy(self) -> dict[str, Any]:
+        """Accuracy from one rollout per held-out question, where solutions are many."""
+        questions = draw(self.policy.tokenizer, HELD_OUT_SEED, self.args.problem_steps, self.args.eval_questions)
+        right = []
+        for first in range(0, len(questions), SAMPLED_AT_ONCE):
+            part = questions[first : first + SAMPLED_AT_ONCE]
+            room = [self.args.max_response_length] * len(part)
+            # A generator of its own, so that evaluations do not change the training.
+            generator = torch.Generator().manual_seed(first)
+            answers = self._sampler.sample([question.ids for question in part], room, generator)
+            right += [
+                reward(self.policy.tokenizer, question, answer.tokens)
+                for question, answer in zip(part, answers, strict=True)
+            ]
+        return {"questions": len(right), "accuracy": fmean(right), "sampled": True}
+
+    def record(self) -> dict[str, Any]:
+        """What the run's JSON file holds, beside the machine and the options."""
+        return {
+            "curve": self.curve,
+            "steps": self.steps,
+            "seconds": {part: round(seconds, 3) for part, seconds in sorted(self.clock.parts.items())},
+            "generated_tokens": self.tokens,
+        }
+
+
+def cache_of(policy: Policy, options: RPOConfig, max_response_length: int) -> PartialRollouts:
+    """RPO around an empty cache, or one with the store of `rpo.cache.path`."""
+    rollouts = PartialRollouts(options, max_response_length, policy.identity, policy.end_ids)
+    if options.cache.path is not None:
+        rollouts.load(Path(options.cache.path))
+    return rollouts
+
+
+def signal_of(method: Method) -> Callable[[Group], bool] | None:
+    """What the filter asks of a group; None: no filter. DAPO's looks at accuracies, RPO's at shaped rewards."""
+    if not method.filtered:
+        return None
+    if method.reuse:
+        return lambda group: group.has_signal
+    return lambda group: differ(group.correct.astype(float))
