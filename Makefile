@@ -10,7 +10,7 @@ ARGS ?=
 JOBS ?= 2
 VERL ?= 0.9.1
 
-.PHONY: demo demo-dapo pass-at-k bench test test-slow test-recipes docs docs-serve results bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test contract setup lint lock pretrain clean
+.PHONY: demo demo-dapo pass-at-k bench lab test test-slow test-recipes docs docs-serve results bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test contract setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO with cuts near the end, on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python -m benchmarks.demo $(ARGS)
@@ -23,6 +23,9 @@ pass-at-k: setup  ## pass@k of the tiny reasoner before training, after GRPO and
 
 bench: setup  ## GRPO and DAPO with and without RPO, three seeds each; --suite cuts, talkative, ablations: hours, resumable; in runs/bench
 	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+lab: setup  ## the fast lane, minutes a run; --suite lr, competitors: hours, resumable; in runs/lab
+	VERL_PLATFORM=cpu $(BIN)/python -W ignore -m benchmarks.lab $(ARGS)
 
 test: setup  ## the tests, real runs included; test-slow and test-recipes have the rest
 	$(BIN)/ruff check .

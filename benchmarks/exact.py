@@ -42,13 +42,13 @@ def held_out(
     tokenizer: PreTrainedTokenizerBase, count: int = QUESTIONS, steps: int = 12, seed: int = HELD_OUT_SEED
 ) -> list[Solved]:
     """Draw `count` questions of `steps` operations with their solutions; the same for every policy."""
-    return [
-        Solved(
-            prompt_ids(tokenizer, problem.question),
-            [*tokenizer.encode(problem.solution, add_special_tokens=False), tokenizer.eos_token_id],
-        )
-        for problem in islice(task.generate(seed, steps), count)
-    ]
+    return [solved(tokenizer, problem) for problem in islice(task.generate(seed, steps), count)]
+
+
+def solved(tokenizer: PreTrainedTokenizerBase, problem: task.Problem) -> Solved:
+    """A problem and its solution as token ids."""
+    solution = tokenizer.encode(problem.solution, add_special_tokens=False)
+    return Solved(prompt_ids(tokenizer, problem.question), [*solution, tokenizer.eos_token_id])
 
 
 @torch.no_grad()

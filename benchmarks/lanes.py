@@ -39,7 +39,7 @@ def seeds_outermost(arms: Sequence[str], seeds: Sequence[int], first: str | None
         seeds: the seeds.
         first: an arm that every seed begins with, if it is among `arms`.
     """
-    fixed = [first] if first in arms else []
+    fixed = [arm for arm in arms if arm == first]
     turning = [arm for arm in arms if arm not in fixed]
     order = []
     for number, seed in enumerate(seeds):

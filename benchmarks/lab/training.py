@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.exact import HELD_OUT_SEED, held_out, measure
+from benchmarks.exact import HELD_OUT_SEED, Solved, held_out, measure
 from benchmarks.lab.advantages import Batch, as_batch, estimate, give_credit, imitate
 from benchmarks.lab.batches import Collected, collect
 from benchmarks.lab.groups import Finished, observe, plan_starts, roll_out
@@ -33,22 +33,25 @@ SAMPLED_AT_ONCE = 128
 
 @dataclass
 class Clock:
-    """Seconds by part."""
+    """Seconds by part: on the clock, and of the processor, which others that share the core do not lengthen as much."""
 
-    parts: Counter[str] = field(default_factory=Counter)
+    wall: Counter[str] = field(default_factory=Counter)
+    cpu: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
-            self.parts[part] += time.perf_counter() - started
+            self.wall[part] += time.perf_counter() - started
+            self.cpu[part] += time.process_time() - computed
 
     @property
-    def training(self) -> float:
-        """Seconds of everything but evaluations."""
-        return sum(seconds for part, seconds in self.parts.items() if part != "evaluation")
+    def training(self) -> dict[str, float]:
+        """`seconds` and `cpu_seconds` of everything but evaluations."""
+        sums = (sum(part for name, part in parts.items() if name != "evaluation") for parts in (self.wall, self.cpu))
+        return dict(zip(("seconds", "cpu_seconds"), sums, strict=True))
 
 
 class Training:
@@ -57,9 +60,10 @@ class Training:
     Args:
         policy: to train; changed.
         args: checked options of `options.parser`.
+        validation: questions for the exact accuracy; None: those of `exact.held_out`, the same for every seed.
     """
 
-    def __init__(self, policy: Policy, args: argparse.Namespace) -> None:
+    def __init__(self, policy: Policy, args: argparse.Namespace, validation: Sequence[Solved] | None = None) -> None:
         self.args, self.policy, self.method = args, policy, METHODS[args.arm]
         self.clock, self.tokens, self.step = Clock(), 0, 0
         self.steps: list[dict[str, Any]] = []
@@ -80,7 +84,9 @@ class Training:
             ),
         )  # fmt: skip
         self._seen: dict[Question, Finished] = {}
-        self._held_out = held_out(policy.tokenizer, args.eval_questions, args.problem_steps)
+        if validation is None:
+            validation = held_out(policy.tokenizer, args.eval_questions, args.problem_steps)
+        self._validation = validation
 
     @property
     def progress(self) -> float:
@@ -127,15 +133,15 @@ class Training:
 
     def _new_groups(self, count: int) -> list[Finished]:
         questions = self._visits.take(count)
-        kept = {question: self._seen[question] for question in questions if question in self._seen}
-        new = [question for question in questions if question not in kept]
+        kept = [self._seen[question] for question in questions if question in self._seen]
+        new = [question for question in questions if question not in self._seen]
         starts = plan_starts(self._rollouts, new, self.step, self.args.group_size, self.args.max_response_length)
         sample = partial(self._sampler.sample, generator=self._generator)
         fresh = roll_out(new, starts, self.step, sample, self._reward, self._shaping) if new else []
         self.tokens += sum(int(one.group.generated.sum()) for one in fresh)
         if self.method.first_epoch_only:
             self._seen |= {one.question: one for one in fresh}
-        return [*fresh, *kept.values()]
+        return [*fresh, *kept]
 
     def _reward(self, question: Question, response: np.ndarray) -> tuple[float, float]:
         accuracy = reward(self.policy.tokenizer, question, response)
@@ -158,7 +164,7 @@ class Training:
             {
                 "step": self.step,
                 "tokens": self.tokens,
-                "seconds": self.clock.training,
+                **self.clock.training,
                 "correct": fmean(float(group.correct.mean()) for group in groups),
                 "response_tokens": fmean(float(group.response_tokens.mean()) for group in groups),
                 "generated_tokens": fmean(float(group.generated.mean()) for group in groups),
@@ -173,8 +179,8 @@ class Training:
             if self.args.model in MANY_SOLUTIONS:
                 found = self._sampled_accuracy()
             else:
-                found = measure(self.policy.model, self._held_out)
-        point = {"step": self.step, "tokens": self.tokens, "seconds": self.clock.training, **found}
+                found = measure(self.policy.model, self._validation)
+        point = {"step": self.step, "tokens": self.tokens, **self.clock.training, **found}
         self.curve.append(point)
         report(
             f"[{self.args.arm} seed {self.args.seed}] step {self.step:>3}/{self.args.steps}  accuracy "
@@ -202,7 +208,8 @@ class Training:
         return {
             "curve": self.curve,
             "steps": self.steps,
-            "seconds": {part: round(seconds, 3) for part, seconds in sorted(self.clock.parts.items())},
+            "seconds": {part: round(seconds, 3) for part, seconds in sorted(self.clock.wall.items())},
+            "cpu_seconds": {part: round(seconds, 3) for part, seconds in sorted(self.clock.cpu.items())},
             "generated_tokens": self.tokens,
         }
 

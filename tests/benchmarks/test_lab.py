@@ -1,0 +1,512 @@
+"""The fast lane piece by piece, and whole runs of a few rows."""
+
+import json
+import os
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoTokenizer
+from verl.utils.torch_functional import get_cosine_schedule_with_warmup
+
+from benchmarks import lanes
+from benchmarks.lab import __main__ as command
+from benchmarks.lab import options, runs, suites
+from benchmarks.lab.advantages import as_batch, estimate, give_credit, imitate
+from benchmarks.lab.batches import collect
+from benchmarks.lab.groups import observe, plan_starts, roll_out
+from benchmarks.lab.policy import Policy
+from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward
+from benchmarks.lab.sampler import Continuation
+from benchmarks.lab.training import Training, signal_of
+from benchmarks.lab.update import UpdateOptions, Updater, learning_rate_factor
+from benchmarks.tiny import CHECKPOINT, task, write_questions
+from rpo_verl.config import ConfigError
+from rpo_verl.question import TokenizerIdentity
+from rpo_verl.rpo.options import RewardConfig, RolloutConfig, RPOConfig, TruncationConfig
+from rpo_verl.rpo.partial_rollouts import PartialRollouts
+from rpo_verl.rpo.start import Start
+
+IDENTITY = TokenizerIdentity("test", "vocabulary", "template")
+END = 1
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture
+def policy():
+    return Policy.load(CHECKPOINT)
+
+
+def question(number=0):
+    return Question((5, 6, 7 + number), "12")
+
+
+def writing(*continuations):
+    """A policy that writes these tokens, one list per row, each with log-probability -1."""
+    left = list(continuations)
+
+    def sample(contexts, room):
+        found = [left.pop(0) for _ in contexts]
+        assert all(len(tokens) <= most for tokens, most in zip(found, room, strict=True))
+        return [Continuation(np.array(t, np.int32), np.full(len(t), -1, np.float32)) for t in found]
+
+    return sample
+
+
+def first_token(_, response):
+    """Rewards a response whose first token is 9; no penalty."""
+    return (float(response[0] == 9),) * 2
+
+
+def groups_of(rollouts, step, *continuations, questions=1, group_size=2, shaping=False):
+    asked = [question(number) for number in range(questions)]
+    starts = plan_starts(rollouts, asked, step, group_size, room=10)
+    shape = RewardConfig(shaping=shaping)
+    return roll_out(asked, starts, step, writing(*continuations), first_token, shape)
+
+
+def cached(**truncation):
+    """RPO after one full group, whose first member was right: 9, 3, 4, 2 and an end token."""
+    truncation = TruncationConfig(**{"max_tokens": 2, "min_tokens": 2} | truncation)
+    config = RPOConfig(truncation=truncation, rollout=RolloutConfig(full_rollout_every=0))
+    rollouts = PartialRollouts(config, 10, IDENTITY, {END})
+    observe(rollouts, groups_of(rollouts, 1, [9, 3, 4, 2, END], [8, END]), 1)
+    return rollouts
+
+
+# Questions and rewards
+
+
+def test_questions_are_those_that_prepare_data_writes(tokenizer, tmp_path):
+    write_questions(tmp_path, train=6, val=2, seed=3, steps=4)
+    rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    drawn = draw(tokenizer, 3, 4, 6)
+    assert [q.answer for q in drawn] == [row["reward_model"]["ground_truth"] for row in rows]
+    for q, row in zip(drawn, rows, strict=True):
+        ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        assert list(q.ids) == ids
+
+
+def test_a_reward_is_for_the_answer_not_the_path(tokenizer):
+    (asked,), (problem,) = draw(tokenizer, 3, 4, 1), islice(task.generate(3, 4), 1)
+
+    def of(text):
+        return reward(tokenizer, asked, np.array([*tokenizer.encode(text, add_special_tokens=False), END]))
+
+    assert of(problem.solution) == 1
+    assert of(f"#{problem.answer}") == 1
+    assert of(problem.solution[:-1]) == 0
+
+
+def test_long_responses_are_penalized_as_dapo_does():
+    assert [overlong_penalty(length, 128, 16) for length in (1, 112, 120, 128)] == [0, 0, -0.5, -1]
+    assert overlong_penalty(128, 128, 0) == 0
+
+
+def test_an_epoch_visits_every_question_once():
+    asked = [question(number) for number in range(6)]
+    visits = Visits(asked, seed=1)
+    epochs = [visits.take(4) + visits.take(2) for _ in range(3)]
+    assert [Counter(epoch) for epoch in epochs] == [Counter(asked)] * 3
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert visits.started == 3
+    assert Visits(asked, seed=1).take(6) == epochs[0] != Visits(asked, seed=2).take(6)
+
+
+# Groups
+
+
+def test_without_a_cache_groups_start_from_their_question():
+    (found,) = groups_of(None, 1, [9, END], [8, 7, END])
+    assert (found.group.start.kind, found.group.start.room) == ("full", 10)
+    assert found.group.generated.tolist() == [2, 3]
+    assert (found.group.correct.tolist(), found.group.rewards.tolist()) == ([True, False], [1, 0])
+    assert [response.tolist() for response in found.responses] == [[9, END], [8, 7, END]]
+
+
+def test_members_continue_the_cached_prefix_and_the_cache_learns():
+    rollouts = cached()
+    (found,) = groups_of(rollouts, 2, [5, 6, END], [2, END])
+    start = found.group.start
+    assert (start.kind, start.prefix.tolist(), start.room, start.source_step) == ("prefixed", [9, 3], 8, 1)
+    assert [response.tolist() for response in found.responses] == [[9, 3, 5, 6, END], [9, 3, 2, END]]
+    assert found.group.generated.tolist() == [3, 2]
+    assert np.isnan(found.log_probs[0][:2]).all() and found.log_probs[0][2:].tolist() == [-1, -1, -1]
+    assert found.group.oldest_policy.tolist() == [1, 1]
+    observe(rollouts, [found], 2)
+    # The first of equals, without its end token: the next prefix is of that response.
+    (again,) = plan_starts(rollouts, [question()], 3, 2, 10)
+    assert again.prefix.tolist() in ([9, 3], [9])
+    assert again.source_step == 1 and again.answer_id != start.answer_id
+
+
+# Batches
+
+
+def group(signal, number=0, prefixed=False):
+    members = ([9, END], [8, END]) if signal else ([9, END], [9, END])
+    start = Start(b"q", "prefixed" if prefixed else "full", 2, 9, np.array([9], np.int32) if prefixed else Start(
+        b"", "full", 2, 9).prefix)  # fmt: skip
+    rewarded = (lambda _, response: (float(response[-2] == 9),) * 2) if prefixed else first_token
+    (found,) = roll_out([question(number)], [start], 1, writing(*members), rewarded, RewardConfig(shaping=False))
+    assert found.group.has_signal == signal
+    return found
+
+
+def supply(*signals, prefixed=False):
+    """Rolls out groups with these signals, and notes how many were wanted at a time."""
+    left, wanted = [group(signal, i, prefixed) for i, signal in enumerate(signals)], []
+
+    def roll(count):
+        wanted.append(count)
+        return [left.pop(0) for _ in range(count)]
+
+    return roll, wanted
+
+
+def test_without_a_filter_the_first_groups_are_the_batch():
+    roll, wanted = supply(False, True)
+    found = collect(roll, 2, None)
+    assert (len(found.batch), found.discarded, wanted) == (2, [], [2])
+
+
+def test_the_filter_asks_for_two_groups_for_one_and_discards_surplus():
+    roll, wanted = supply(True, False, False, True, True, True, False, True)
+    found = collect(roll, 3, lambda g: g.has_signal)
+    assert wanted == [3, 4]
+    assert [one.question for one in found.batch] == [question(0), question(3), question(4)]
+    # Zero-advantage groups, then the surplus.
+    assert [one.question for one in found.discarded] == [question(1), question(2), question(6), question(5)]
+
+
+def test_no_more_than_two_batches_are_generated_at_a_time():
+    roll, wanted = supply(*[False] * 8, *[True] * 8)
+    collect(roll, 3, lambda g: g.has_signal, inflight=1)
+    assert wanted[:3] == [3, 3, 3]
+
+
+def test_prefixed_groups_beyond_the_limit_fill_the_batch():
+    roll, wanted = supply(False, False, True, True, prefixed=True)
+    found = collect(roll, 2, lambda g: g.has_signal, prefixed_limit=1)
+    assert wanted == [2, 2]
+    assert [one.question for one in found.batch] == [question(2), question(3)]
+    roll, wanted = supply(False, False, False, True, prefixed=True)
+    found = collect(roll, 2, lambda g: g.has_signal, prefixed_limit=1)
+    assert [one.question for one in found.batch] == [question(3), question(1)]
+    assert [one.question for one in found.discarded] == [question(0), question(2)]
+
+
+def test_filters_look_at_accuracies_or_at_shaped_rewards():
+    (found,) = groups_of(None, 1, [9, END], [9, 5, 5, END], shaping=True)
+    assert found.group.shaped[0] != found.group.shaped[1]
+    assert not signal_of(options.METHODS["dapo"])(found.group)
+    assert signal_of(options.METHODS["dapo-rpo"])(found.group)
+    assert signal_of(options.METHODS["grpo"]) is None
+
+
+# Advantages
+
+
+def test_group_relative_advantages_stand_on_generated_tokens():
+    found = groups_of(None, 1, [9, END], [8, 7, END], [8, END], [8, END], group_size=4)
+    batch = as_batch(found)
+    estimate(found, batch, "grpo")
+    std = np.std([1, 0, 0, 0], ddof=1)
+    expected = np.array([0.75, -0.25, -0.25, -0.25]) / (std + 1e-6)
+    np.testing.assert_allclose(batch.advantages[:, 0], expected, rtol=1e-5)
+    assert batch.mask.sum(1).tolist() == [2, 3, 2, 2]
+    assert not batch.advantages[~batch.mask].any()
+
+
+def test_groups_do_not_mix():
+    found = groups_of(None, 1, [9, END], [9, END], [8, END], [8, END], questions=2)
+    batch = as_batch(found)
+    estimate(found, batch, "grpo")
+    assert not batch.advantages.any()
+
+
+def test_imitation_trains_on_right_responses_alone():
+    found = groups_of(None, 1, [9, END], [8, 7, END])
+    batch = as_batch(found)
+    imitate(found, batch)
+    assert batch.advantages.tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert batch.old_log_probs.isnan().all()
+
+
+@pytest.mark.parametrize("rule", ["none", "literal"])
+def test_credit_of_prefixes(rule):
+    rollouts = cached()
+    rewarded = lambda _, response: (float(len(response) > 4),) * 2  # noqa: E731
+    starts = plan_starts(rollouts, [question()], 2, 2, 10)
+    found = roll_out([question()], starts, 2, writing([5, 6, END], [2, END]), rewarded, RewardConfig(shaping=False))
+    batch = as_batch(found)
+    estimate(found, batch, "grpo")
+    own = float(batch.advantages[0, 2])
+    assert own > 0 and not batch.advantages[:, :2].any()
+    give_credit(found, batch, rule)
+    # Nine tokens, four of them reused.
+    expected = own * 5 / 9 if rule == "none" else own
+    assert batch.advantages[0, 2:].tolist() == pytest.approx([expected] * 3)
+    assert batch.advantages[0, :2].tolist() == ([0, 0] if rule == "none" else pytest.approx([expected] * 2))
+    assert batch.mask.sum().item() == (5 if rule == "none" else 9)
+
+
+# Update
+
+
+def two_groups(policy):
+    """Responses of the policy's own alphabet: one group with a signal, one without."""
+    tokens = policy.tokenizer.encode("a30*3=90;b90-8=82;#82", add_special_tokens=False)
+    asked = [Question(question.ids, "82") for question in draw(policy.tokenizer, 1, 2, 2)]
+    starts = plan_starts(None, asked, 1, 2, 40)
+    written = writing([*tokens, END], tokens[:9], tokens[:6], tokens[:4])
+    long_is_right = lambda _, response: (float(len(response) > 10),) * 2  # noqa: E731
+    found = roll_out(asked, starts, 1, written, long_is_right, RewardConfig(shaping=False))
+    batch = as_batch(found)
+    estimate(found, batch, "grpo")
+    # As if the policy of the update had written them.
+    batch.old_log_probs = policy.log_probs(batch.questions, batch.responses).detach()
+    return batch
+
+
+def test_log_probs_are_those_of_one_row_after_the_other(policy):
+    batch = two_groups(policy)
+    for row, (asked, response) in enumerate(zip(batch.questions, batch.responses, strict=True)):
+        ids = torch.tensor([[*asked, *response]])
+        with torch.no_grad():
+            log_p = policy.model(ids).logits[0, len(asked) - 1 : -1].log_softmax(-1)
+        expected = log_p.gather(1, torch.tensor(response).long()[:, None])[:, 0]
+        assert torch.allclose(batch.old_log_probs[row, : len(response)], expected, atol=1e-4)
+        assert not batch.old_log_probs[row, len(response) :].any()
+
+
+def test_an_update_is_a_step_of_adamw_on_the_mean_over_all_tokens(policy):
+    batch = two_groups(policy)
+    reference = Policy.load(CHECKPOINT)
+    optimizer = torch.optim.AdamW(reference.model.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
+    # At a ratio of 1 the gradient of the clipped loss is that of the log-probabilities.
+    log_probs = reference.log_probs(batch.questions, batch.responses)
+    loss = -(log_probs * batch.advantages).sum() / sum(len(response) for response in batch.responses)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(reference.model.parameters(), 1.0)
+    optimizer.step()
+    trained = Updater(policy, UpdateOptions(lr=1e-3, micro_batch=1)).update(batch, progress=0)
+    assert trained == 2, "the group without a signal is skipped"
+    start = Policy.load(CHECKPOINT).model
+    gradients, moves = [], []
+    for before, found, expected in zip(*(m.parameters() for m in (start, policy.model, reference.model)), strict=True):
+        gradients.append((found.grad - expected.grad).abs().max() / expected.grad.abs().max())
+        # The first step of AdamW has the size of the learning rate, whatever the gradient's; tiny ones are rounding.
+        large = expected.grad.abs() > 1e-2 * expected.grad.abs().max()
+        moves.append(((found - expected).abs() * large).max() / (expected - before).abs().max())
+    assert max(gradients) < 1e-3 and max(moves) < 1e-2
+
+
+def test_more_epochs_move_further_and_the_ratio_is_clipped(policy):
+    def after(epochs, **changes):
+        trained = Policy.load(CHECKPOINT)
+        batch = two_groups(policy)
+        for name, value in changes.items():
+            setattr(batch, name, value)
+        Updater(trained, UpdateOptions(lr=1e-4, ppo_epochs=epochs)).update(batch, progress=0)
+        return torch.cat([weight.flatten() for weight in trained.model.state_dict().values()])
+
+    start = torch.cat([weight.flatten() for weight in policy.model.state_dict().values()])
+    assert (after(3) - start).abs().max() > 1.5 * (after(1) - start).abs().max()
+    # Far above the old policy, right answers are clipped, and so far below it wrong ones; only weight decay is left.
+    batch = two_groups(policy)
+    beyond = batch.old_log_probs - 0.5 * batch.advantages.sign()
+    assert (after(1, old_log_probs=beyond) - start).abs().max() < 5e-6
+    # Where no older policy is known, the ratio is 1.
+    unknown = torch.full_like(batch.old_log_probs, torch.nan)
+    assert torch.allclose(after(1, old_log_probs=unknown), after(1), atol=1e-6)
+    # Weights are factors on the loss.
+    assert (after(1, weights=torch.zeros_like(unknown)) - start).abs().max() < 5e-6
+
+
+def test_old_log_probs_of_credited_prefixes_are_computed(policy):
+    batch = two_groups(policy)
+    known = batch.old_log_probs.clone()
+    batch.old_log_probs[0, :3] = torch.nan
+    batch.old_log_probs[2, :3] = torch.nan
+    Updater(policy, UpdateOptions(micro_batch=1)).fill_log_probs(batch)
+    assert torch.allclose(batch.old_log_probs[0], known[0], atol=1e-4)
+    assert batch.old_log_probs[2, :3].isnan().all(), "nothing is trained there"
+
+
+def test_the_schedule_is_that_of_verl():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=0, num_training_steps=5)
+    for step in range(5):
+        assert learning_rate_factor("cosine", step / 5) == pytest.approx(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert learning_rate_factor("constant", 0.7) == 1
+    with pytest.raises(ValueError, match="linear"):
+        learning_rate_factor("linear", 0)
+
+
+# Options and suites
+
+
+def test_options_of_rpo_are_merged_and_checked():
+    made = options.read_rpo(["rpo.truncation.max_fraction=0.25", "rpo.credit.rule=literal"], 128, 8)
+    assert (made.truncation.max_fraction, made.credit.rule, made.cache) == (0.25, "literal", RPOConfig().cache)
+    for override, message in {
+        "rpo.truncation.max_fraction=2": r"max_fraction=2.*must be in",
+        "rpo.truncation.most=2": "unknown or mistyped",
+        "rpo.cache.keep_correct=often": "unknown or mistyped",
+        "rpo.truncation.adaptive=true": "is gone",
+        "truncation.max_fraction=1": "have the form",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            options.read_rpo([override], 128, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--group-size", "1"], "group-size=1.*at least 2"),
+        (["--steps", "0"], "--steps=0: must be above 0"),
+        (["--lr", "-1"], r"--lr=-1\.0: must be above 0"),
+        (["--max-tokens", "0"], "--max-tokens=0: must be above 0"),
+        (["rpo.seed=1"], "--arm=grpo does not read RPO's options"),
+    ],
+)
+def test_what_cannot_run_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        options.check(options.parser().parse_args(arguments))
+
+
+def test_policies_have_names(tmp_path):
+    assert options.model_folder("tiny", tmp_path) == CHECKPOINT
+    assert options.model_folder(str(CHECKPOINT), tmp_path) == CHECKPOINT
+    with pytest.raises(ConfigError, match="--model=nowhere: neither one of tiny, talkative"):
+        options.model_folder("nowhere", tmp_path)
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_arms_of_suites_can_run(name):
+    arms = suites.SUITES[name].arms
+    for arm, given in arms.items():
+        args = options.parser().parse_args(list(given))
+        options.check(args)
+        assert args.model in options.MODELS
+        assert runs.model_of(given) == args.model
+        assert "-seed" not in arm
+    assert len(set(arms.values())) == len(arms), "two arms are the same"
+
+
+def test_seeds_are_outermost_and_take_turns():
+    assert lanes.seeds_outermost("abc", [1, 2]) == [("a", 1), ("b", 1), ("c", 1), ("b", 2), ("c", 2), ("a", 2)]
+    assert lanes.seeds_outermost("abc", [1, 2], "c")[3:] == [("c", 2), ("b", 2), ("a", 2)]
+
+
+# Whole runs
+
+SHORT = ("--steps", "3", "--batch", "2", "--group-size", "2", "--questions", "4", "--problem-steps", "2",
+         "--eval-every", "2", "--eval-questions", "4", "--max-response-length", "24")  # fmt: skip
+
+
+def trained(tmp_path, *arguments):
+    args = options.parser().parse_args([*SHORT, *arguments, "--out", str(tmp_path / "run.json")])
+    runs.train(args)
+    return json.loads(args.out.read_text())
+
+
+@pytest.mark.parametrize("arm", options.METHODS)
+def test_every_arm_trains(arm, tmp_path):
+    # Short questions are answered right, so that a filter would look for long for a group with a signal.
+    harder = ("--batch", "1", "--problem-steps", "12", "--max-response-length", "128") if "dapo" in arm else ()
+    record = trained(tmp_path, "--arm", arm, *harder)
+    assert [point["step"] for point in record["curve"]] == [0, 2, 3]
+    assert [step["step"] for step in record["steps"]] == [1, 2, 3]
+    assert record["generated_tokens"] == record["steps"][-1]["tokens"] == record["curve"][-1]["tokens"] > 0
+    assert set(record["seconds"]) == set(record["cpu_seconds"]) == {
+        "advantages", "cache", "evaluation", "generation", "log-probs", "update"
+    }  # fmt: skip
+    assert record["args"]["arm"] == arm and record["commit"] and record["machine"]["processor"]
+    if arm == "first-epoch":
+        assert record["steps"][1]["tokens"] == record["steps"][2]["tokens"], "the second epoch generates nothing"
+    if "dapo" in arm:
+        assert all(step["trained_rows"] == 2 for step in record["steps"] if not step["prefixed_groups"])
+    if arm == "rpo":
+        assert record["steps"][2]["prefixed_groups"] == 2, "the questions of the third step were seen in the first"
+
+
+def test_the_seed_decides_a_run(tmp_path):
+    def without_times(record):
+        return [[step[key] for key in ("tokens", "correct", "trained_rows")] for step in record["steps"]], [
+            point["accuracy"] for point in record["curve"]
+        ]
+
+    first, again, other = (without_times(trained(tmp_path, "--seed", seed)) for seed in ("1", "1", "2"))
+    assert first == again != other
+
+
+def test_a_budget_of_tokens_ends_a_run(tmp_path):
+    record = trained(tmp_path, "--max-tokens", "1", "--arm", "raft")
+    assert [point["step"] for point in record["curve"]] == [0, 1]
+
+
+def test_progress_is_of_steps_or_tokens(policy):
+    args = options.parser().parse_args(["--steps", "10", "--max-tokens", "100", "--eval-questions", "2"])
+    options.check(args)
+    training = Training(policy, args)
+    training.step, training.tokens = 2, 10
+    assert training.progress == 0.2
+    training.tokens = 50
+    assert training.progress == 0.5
+
+
+def test_policies_with_many_solutions_are_sampled(policy):
+    args = options.parser().parse_args(["--model", "talkative", "--eval-questions", "2", "--problem-steps", "2"])
+    options.check(args)
+    assert args.max_response_length == 192
+    training = Training(policy, args)
+    training._evaluate(lambda line: None)
+    (point,) = training.curve
+    assert point["sampled"] and point["accuracy"] in (0, 0.5, 1)
+
+
+def test_a_suite_goes_on_where_it_was_interrupted(tmp_path, capsys):
+    out = tmp_path / "suite"
+    out.mkdir()
+    kept = {"curve": [{"accuracy": 0.5, "tokens": 7, "seconds": 1.0}]}
+    runs.path_of(out, "old", 1).write_text(json.dumps(kept))
+    suite = {"old": ("--arm", "grpo"), "new": ("--arm", "raft")}
+    affinity = os.sched_getaffinity(0)
+    runs.run_suite(suite, [1], ["--steps", "1", *SHORT[2:]], out, lanes=1)
+    assert os.sched_getaffinity(0) == affinity
+    found = runs.records(out)
+    assert found["old"][1] == kept
+    assert found["new"][1]["args"]["arm"] == "raft" and found["new"][1]["args"]["steps"] == 1
+    assert "1 runs; 1 kept from earlier calls" in capsys.readouterr().out
+    assert [line.split()[:2] for line in runs.table(found).splitlines()][1] == ["old", "0.5000"]
+
+
+def test_the_command_line(tmp_path, capsys):
+    for arguments, message in {
+        ("--suite", "lr", "--arms", "nothing"): "not among tiny-grpo-lr",
+        ("--suite", "lr", "--lanes", "999"): "each lane takes one",
+        ("--arm", "grpo", "rpo.seed=1"): "does not read RPO's options",
+        ("--model", "nowhere"): "neither one of",
+    }.items():
+        with pytest.raises(SystemExit) as ended:
+            command.main([*arguments, "--out", str(tmp_path / "out")])
+        assert ended.value.code == 2 and message in capsys.readouterr().err
