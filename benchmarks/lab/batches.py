@@ -8,6 +8,8 @@ from rpo_verl.rpo.group import Group
 
 #: Groups that veRL requests for one that it filters.
 REFILL = 2
+#: Rounds of new groups in a step, after which the filter gives up; a step of a policy that still errs takes one or two.
+MOST_ROUNDS = 64
 
 
 @dataclass
@@ -40,12 +42,15 @@ def collect(
         prefixed_limit: zero-advantage groups from prefixes that may be discarded; beyond it they fill the batch if
             others are too few. None: no limit.
         inflight: batches that may be generated at a time.
+
+    Raises:
+        RuntimeError: if no batch is full after `MOST_ROUNDS` rounds.
     """
     if has_signal is None:
         return Collected(list(roll_out(size)))
     found, idle, discarded = [], [], []
     wanted = size
-    while True:
+    for _ in range(MOST_ROUNDS):
         fresh = list(roll_out(wanted))
         without = 0
         for one in fresh:
@@ -60,6 +65,10 @@ def collect(
             pool = found + idle
             return Collected(pool[:size], discarded + pool[size:])
         wanted = max(1, min(REFILL * without, inflight * size))
+    raise RuntimeError(
+        f"of {len(found) + len(discarded)} groups {len(found)} had a signal, and a step needs {size}: "
+        "the policy is right or wrong everywhere. Choose other questions (--problem-steps) or an arm without the filter."
+    )
 
 
 def _prefixed(groups: Sequence[Finished]) -> int:

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks import policies
 from benchmarks.exact import QUESTIONS
+from benchmarks.lab.suites import SUITES
 from benchmarks.stores import PROBLEM_STEPS
 from benchmarks.tiny import CHECKPOINT
 from rpo_verl.config import ConfigError
@@ -55,7 +56,8 @@ MANY_SOLUTIONS = ("talkative",)
 def parser() -> argparse.ArgumentParser:
     """The options of a run; defaults are those of the recipe and of benchmarks/bench.py."""
     made = argparse.ArgumentParser(
-        prog="python -m benchmarks.lab", description="Train one arm with one seed, or a suite of them.",
+        prog="python -m benchmarks.lab", description="Train one arm with one seed.",
+        epilog=f"A suite of arms and seeds: --suite {'|'.join(SUITES)}, with options of its own (--suite lr --help).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
     run = made.add_argument_group("a run")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.lab.options import check, model_folder
 from benchmarks.lab.policy import Policy
@@ -32,6 +33,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         ConfigError: if the options cannot run.
     """
     check(args)
+    disable_progress_bar()
     torch.set_num_threads(1)
     training = Training(Policy.load(model_folder(args.model, POLICIES)), args)
     record = training.run(partial(print, flush=True))

@@ -14,7 +14,7 @@ from verl.utils.torch_functional import get_cosine_schedule_with_warmup
 
 from benchmarks import lanes
 from benchmarks.lab import __main__ as command
-from benchmarks.lab import options, runs, suites
+from benchmarks.lab import batches, options, runs, suites
 from benchmarks.lab.advantages import as_batch, estimate, give_credit, imitate
 from benchmarks.lab.batches import collect
 from benchmarks.lab.groups import observe, plan_starts, roll_out
@@ -23,7 +23,7 @@ from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, r
 from benchmarks.lab.sampler import Continuation
 from benchmarks.lab.training import Training, signal_of
 from benchmarks.lab.update import UpdateOptions, Updater, learning_rate_factor
-from benchmarks.tiny import CHECKPOINT, task, write_questions
+from benchmarks.tiny import CHECKPOINT, ROOT, task, write_questions
 from rpo_verl.config import ConfigError
 from rpo_verl.question import TokenizerIdentity
 from rpo_verl.rpo.options import RewardConfig, RolloutConfig, RPOConfig, TruncationConfig
@@ -194,7 +194,15 @@ def test_the_filter_asks_for_two_groups_for_one_and_discards_surplus():
     assert [one.question for one in found.discarded] == [question(1), question(2), question(6), question(5)]
 
 
-def test_no_more_than_two_batches_are_generated_at_a_time():
+def test_a_filter_that_finds_nothing_gives_up(monkeypatch):
+    monkeypatch.setattr(batches, "MOST_ROUNDS", 3)
+    roll, wanted = supply(*[False] * 10)
+    with pytest.raises(RuntimeError, match="of 10 groups 0 had a signal, and a step needs 2"):
+        collect(roll, 2, lambda g: g.has_signal)
+    assert wanted == [2, 4, 4]
+
+
+def test_no_more_groups_are_generated_at_a_time_than_batches_allow():
     roll, wanted = supply(*[False] * 8, *[True] * 8)
     collect(roll, 3, lambda g: g.has_signal, inflight=1)
     assert wanted[:3] == [3, 3, 3]
@@ -432,7 +440,7 @@ def trained(tmp_path, *arguments):
 @pytest.mark.parametrize("arm", options.METHODS)
 def test_every_arm_trains(arm, tmp_path):
     # Short questions are answered right, so that a filter would look for long for a group with a signal.
-    harder = ("--batch", "1", "--problem-steps", "12", "--max-response-length", "128") if "dapo" in arm else ()
+    harder = ("--batch", "1", "--problem-steps", "7", "--max-response-length", "80") if "dapo" in arm else ()
     record = trained(tmp_path, "--arm", arm, *harder)
     assert [point["step"] for point in record["curve"]] == [0, 2, 3]
     assert [step["step"] for step in record["steps"]] == [1, 2, 3]
@@ -501,6 +509,11 @@ def test_a_suite_goes_on_where_it_was_interrupted(tmp_path, capsys):
 
 
 def test_the_command_line(tmp_path, capsys):
+    for arguments in (["--help"], ["--suite", "lr", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            command.main(arguments)
+        assert ended.value.code == 0 and "--suite" in capsys.readouterr().out
+    assert "-m benchmarks.lab $(ARGS)" in (ROOT / "Makefile").read_text()
     for arguments, message in {
         ("--suite", "lr", "--arms", "nothing"): "not among tiny-grpo-lr",
         ("--suite", "lr", "--lanes", "999"): "each lane takes one",
