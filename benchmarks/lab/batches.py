@@ -67,7 +67,7 @@ def collect(
         wanted = max(1, min(REFILL * without, inflight * size))
     raise RuntimeError(
         f"of {len(found) + len(discarded)} groups {len(found)} had a signal, and a step needs {size}: "
-        "the policy is right or wrong everywhere. Choose other questions (--problem-steps) or an arm without the filter."
+        "the policy is right or wrong everywhere. Choose harder or easier questions (--problem-steps), or another arm."
     )
 
 
