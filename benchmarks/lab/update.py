@@ -59,7 +59,8 @@ class Updater:
     def update(self, batch: Batch, progress: float) -> int:
         """Make one optimizer step per PPO epoch.
 
-        Rows without an advantage are skipped; the mean is over the tokens of all rows, as with `+lean=enabled`.
+        Rows without an advantage are skipped. The mean is over the tokens of all rows, as with `+lean=enabled`. If no
+        row has one, the optimizer still makes its step, as in veRL: its momentum moves the policy.
 
         Args:
             batch: responses with advantages.
@@ -69,19 +70,19 @@ class Updater:
             rows that were trained on.
         """
         options = self._options
-        rows = batch.advantages.any(1).nonzero()[:, 0].tolist()
+        trained = batch.advantages.any(1).nonzero()[:, 0].tolist()
         # Rows of similar length together: less padding.
-        rows.sort(key=lambda row: len(batch.responses[row]) + len(batch.questions[row]))
+        rows = sorted(trained, key=lambda row: len(batch.responses[row]) + len(batch.questions[row])) or [0]
         for group in self._optimizer.param_groups:
             group["lr"] = options.lr * learning_rate_factor(options.schedule, progress)
         self._config.global_batch_info.update(dp_size=1, batch_num_tokens=int(batch.mask.sum()))
-        for _ in range(options.ppo_epochs if rows else 0):
+        for _ in range(options.ppo_epochs):
             self._optimizer.zero_grad(set_to_none=True)
             for first in range(0, len(rows), options.micro_batch):
                 self._step_loss(batch, rows[first : first + options.micro_batch]).backward()
             torch.nn.utils.clip_grad_norm_(self._policy.model.parameters(), options.clip_grad)
             self._optimizer.step()
-        return len(rows)
+        return len(trained)
 
     def _step_loss(self, batch: Batch, rows: list[int]) -> torch.Tensor:
         log_probs = self._log_probs(batch, rows)

@@ -347,6 +347,16 @@ def test_more_epochs_move_further_and_the_ratio_is_clipped(policy):
     assert (after(1, weights=torch.zeros_like(unknown)) - start).abs().max() < 5e-6
 
 
+def test_a_batch_without_a_signal_still_has_its_optimizer_step(policy):
+    batch = two_groups(policy)
+    updater = Updater(policy, UpdateOptions())
+    assert updater.update(batch, progress=0) == 2
+    before = policy.model.model.norm.weight.clone()
+    batch.advantages = torch.zeros_like(batch.advantages)
+    assert updater.update(batch, progress=0) == 0
+    assert (policy.model.model.norm.weight - before).abs().max() > 1e-5
+
+
 def test_old_log_probs_of_credited_prefixes_are_computed(policy):
     batch = two_groups(policy)
     known = batch.old_log_probs.clone()
