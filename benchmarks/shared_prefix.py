@@ -18,12 +18,12 @@ from tensordict import TensorDict
 from transformers import AutoModelForCausalLM
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.dataset_utils import DatasetPadMode
-from verl.workers.engine import EngineRegistry
-from verl.workers.engine.fsdp import transformer_impl
+from verl.workers.engine.fsdp import FSDPEngineWithLMHead, transformer_impl
 
 from benchmarks.tables import shared_prefix_rows, show
 from benchmarks.tiny import CHECKPOINT
-from rpo_verl.lean.engine import SHARE_PREFIX
+from rpo_verl.lean.engine import SHARE_PREFIX, SharedPrefixEngine
+from rpo_verl.upstream.engines import extended
 
 QUESTION, REPEATS = 66, 9
 #: Groups in a micro-batch, members, tokens of prefix and suffix.
@@ -72,7 +72,7 @@ def step(engine: object, data: TensorDict, log_probs: Callable) -> float:
 
 def main() -> None:
     """Command line entry."""
-    engine = object.__new__(EngineRegistry._engines["language_model"]["fsdp2"]["cuda"])
+    engine = object.__new__(extended(SharedPrefixEngine, FSDPEngineWithLMHead))
     engine.module = AutoModelForCausalLM.from_pretrained(CHECKPOINT, attn_implementation="sdpa").train()
     engine.module.gradient_checkpointing_enable()
     engine.pad_to_length = False

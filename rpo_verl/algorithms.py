@@ -33,7 +33,7 @@ class Algorithm:
     """Mixin over veRL's registered trainers. It comes before the mixins of later entries."""
 
     engine: str | None = None
-    """Mixin over veRL's FSDP engines for language models."""
+    """Mixin over the FSDP engines for language models in the actor workers of a run that selects it."""
 
     agent_loop: str | None = None
     """Agent loop, registered under the algorithm's name."""

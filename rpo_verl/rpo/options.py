@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from rpo_verl.config import ANY, Range, at_least, one_of, option, out_of_range, refuse, within
+from rpo_verl.rpo.cache import ENTRY_BYTES
 
 
 @dataclass
@@ -41,7 +42,8 @@ class RolloutConfig:
 
 @dataclass
 class RewardConfig:
-    """Length-aware shaping, `R = r * max(lo, sigmoid(alpha * (mean length - length)))`, for correct responses only."""
+    """Length-aware shaping, `R = r * max(lo, sigmoid(alpha * (mean length - length)))`, for correct responses only.
+    Partial credit takes the smallest of these factors, so that it never overtakes a correct response."""
 
     shaping: bool = True
     """Whether to shape; false trains on the base reward `r`. Paper: true."""
@@ -59,9 +61,10 @@ class RewardConfig:
     `data.train_batch_size`. After that they fill the batch. Null: no limit. Without one, a step behind long prefixes
     may never end (docs/log.md)."""
 
-    correct_above: float = option(0.0, ANY)
-    """A response is correct if its `acc` exceeds this, or its reward where the reward function reports no `acc`. 0 fits
-    rewards of 0 and 1."""
+    correct_above: float | None = option(None, ANY)
+    """A response is correct if its `acc` exceeds this, or its reward where the reward function reports no `acc`. Null:
+    above 0.5, and above half of the best value that the run has seen in the data source. That fits 0 and 1, −1 and 1,
+    and partial credit of up to a half. Set it where right answers earn 0.5 or less, and for reward models."""
 
 
 @dataclass
@@ -83,7 +86,7 @@ class CacheConfig:
     max_entries: int | None = option(None, at_least(1))
     """Maximum number of questions; the least recently updated are evicted. Null: no limit."""
 
-    max_bytes: int | None = option(None, at_least(1))
+    max_bytes: int | None = option(None, at_least(ENTRY_BYTES))
     """Maximum memory in bytes: 4 per token of question and answer, 300 per entry. Null: no limit. 7,000 answers of
     4,096 tokens take about 120 MB (docs/cache.md)."""
 

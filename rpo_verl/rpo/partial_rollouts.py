@@ -42,6 +42,7 @@ class PartialRollouts:
         self._config, self._max_response_length = config, max_response_length
         self._identity, self._fingerprint, self._end_ids = identity, identity.fingerprint, frozenset(end_ids)
         self._cache = ExperienceCache(**self._bounds) if cache is None else cache
+        self._plans: Counter[str] = Counter()
 
     @property
     def _bounds(self) -> dict[str, bool | int | None]:
@@ -51,6 +52,9 @@ class PartialRollouts:
     def plan(self, question_ids: Sequence[int], step: int, group_size: int) -> Start:
         """Decide what a question's group starts from; a function of the cache and of (seed, step, question).
 
+        An answer longer than the limit is not started from: wherever it is cut, its rest has more tokens than there is
+        room behind the prefix.
+
         Args:
             question_ids: (q,) token ids of the question, chat template applied.
             step: the training step.
@@ -58,23 +62,34 @@ class PartialRollouts:
         """
         question = question_key(question_ids, self._fingerprint)
 
-        def full(kind: Kind) -> Start:
+        def full(kind: Kind, reason: str) -> Start:
+            self._plans[reason] += 1
             return Start(question, kind, group_size, self._max_response_length)
 
         answer = self._cache.get(question)
         if answer is None:
-            return full("full")
+            return full("full", "full")
         every = self._config.rollout.full_rollout_every
         if every and step // every > (step - 1) // every:
-            return full("refreshed")
+            return full("refreshed", "full_step")
         length = len(answer.tokens)
+        if length > self._max_response_length:
+            return full("refreshed", "too_long")
         dropped = draw_dropped(length, self._config.truncation, self._config.seed, step, question)
         kept = prefix_length(length, dropped, self._max_response_length)
         if kept == 0:
-            return full("refreshed")
+            return full("refreshed", "whole_cut")
+        self._plans["prefixed"] += 1
         room = self._max_response_length - kept
         prefix = answer.tokens[:kept]
         return Start(question, "prefixed", group_size, room, prefix, length - kept, answer.id, answer.step)
+
+    def pop_plans(self) -> Counter[str]:
+        """Count the plans since the last call by their reason: `full` (nothing cached), `prefixed`, and for the full
+        rollouts of questions with an answer `full_step`, `too_long` (longer than the limit) and `whole_cut`.
+        """
+        plans, self._plans = self._plans, Counter()
+        return plans
 
     def observe(self, groups: Sequence[Group], step: int, fetch: Fetch) -> Counter[str]:
         """Update the cache with finished groups (paper, section 3, cache update).
@@ -115,6 +130,10 @@ class PartialRollouts:
     def save(self, folder: Path, step: int) -> None:
         """Write the cache to `folder`, as of the training step."""
         store.save(self._cache, folder, self._identity, step)
+
+    def too_long(self) -> int:
+        """Count the cached answers that are longer than the limit."""
+        return sum(len(answer.tokens) > self._max_response_length for _, answer in self._cache.items())
 
     def load(self, folder: Path) -> store.Manifest:
         """Replace the cache by the store in `folder`.

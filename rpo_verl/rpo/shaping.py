@@ -1,28 +1,32 @@
-"""Length-aware reward: among correct responses of a group the shorter one earns more; wrong ones keep their reward."""
+"""Length-aware reward: of a group's correct responses the shorter one earns more; wrong ones never overtake them."""
 
 import numpy as np
 
 from rpo_verl.rpo.options import RewardConfig
+from rpo_verl.rpo.scale import FULL
 
 
-def is_correct(reward: float, accuracy: float | None, above: float = 0.0) -> bool:
+def is_correct(reward: float, accuracy: float | None, above: float | None = None, best: float = FULL) -> bool:
     """The one rule for "correct": the reported accuracy, or else the reward, exceeds `above`; NaN does not.
 
     Args:
         reward: base reward `r`.
         accuracy: the `acc` that the reward function reported, if any.
-        above: `rpo.reward.correct_above`.
+        above: `rpo.reward.correct_above`; None: half of `best`.
+        best: the best value seen, at least 1.
     """
-    return bool((reward if accuracy is None else accuracy) > above)
+    return bool((reward if accuracy is None else accuracy) > (best / 2 if above is None else above))
 
 
 def shape_group(rewards: np.ndarray, lengths: np.ndarray, correct: np.ndarray, config: RewardConfig) -> np.ndarray:
-    """Shape rewards: `R_i = r_i * max(lo, sigmoid(alpha * (mean(l) - l_i)))` where correct, else `r_i`.
+    """Shape rewards: `R_i = r_i * max(lo, sigmoid(alpha * (mean(l) - l_i)))` where correct.
 
     For rewards of 0 and 1 this is the paper's `clip(r_i * sigmoid(…), lo, 1)` (section 3, length-aware reward), except
     that its literal text would lift wrong answers to `lo`. Other rewards keep their scale: that formula would pay 4 and
     8 equally, a format bonus of 0.1 as much as a right answer, and undo DAPO's penalty on overlong responses. A correct
-    response whose penalties leave nothing (`r_i <= 0`) keeps its reward too.
+    response whose penalties leave nothing (`r_i <= 0`) keeps its reward, and so does a wrong one that earns nothing.
+    Partial credit (`r_i > 0` and not correct) takes the smallest factor of the correct ones: unshaped, a near miss of
+    0.5 would earn what a correct answer of average length does.
 
     Args:
         rewards: (G,) float, base rewards `r`.
@@ -40,4 +44,6 @@ def shape_group(rewards: np.ndarray, lengths: np.ndarray, correct: np.ndarray, c
     lengths = np.asarray(lengths, dtype=np.float64)
     # 1 / (1 + exp(-x)) written with tanh, which does not overflow.
     preference = 0.5 * (1.0 + np.tanh(0.5 * config.alpha * (lengths.mean() - lengths)))
-    return np.where(correct & (rewards > 0), rewards * np.maximum(preference, config.lo), rewards)
+    factors = np.maximum(preference, config.lo)
+    factors = np.where(correct, factors, factors[correct].min())
+    return np.where(rewards > 0, rewards * factors, rewards)

@@ -24,12 +24,15 @@ class Start:
         prefix: (p,) int32 token ids that every member starts with; empty for a full rollout.
         dropped: truncation length `m`, tokens; 0 for a full rollout.
         answer_id: identity of the cached answer that the prefix is from; 0 for a full rollout.
-        source_step: step whose policy wrote the prefix; -1 for a full rollout.
+        source_step: version of the oldest policy that wrote a part of the prefix, as the step after whose update it was
+            there; -1 for a full rollout. In synchronous training it is one less than the step of that rollout.
+        data_source: veRL's name of the data set that the question is from; empty where rows have none.
         arrived: whether this copy has been sent to a rollout worker.
     """
 
     __slots__ = (
-        "answer_id", "arrived", "dropped", "group_size", "kind", "prefix", "question", "room", "source_step",
+        "answer_id", "arrived", "data_source", "dropped", "group_size", "kind", "prefix", "question", "room",
+        "source_step",
     )  # fmt: skip
 
     def __init__(
@@ -43,12 +46,13 @@ class Start:
         answer_id: int = 0,
         source_step: int = -1,
         arrived: bool = False,
+        data_source: str = "",
     ) -> None:
         self.question, self.kind, self.group_size, self.room = question, kind, group_size, room
         self.prefix, self.dropped, self.answer_id, self.source_step = prefix, dropped, answer_id, source_step
-        self.arrived = arrived
+        self.arrived, self.data_source = arrived, data_source
 
     def __reduce__(self) -> tuple[Any, ...]:
         prefix = NO_TOKENS if self.arrived else self.prefix
         identity = (self.question, self.kind, self.group_size, self.room)
-        return Start, (*identity, prefix, self.dropped, self.answer_id, self.source_step, True)
+        return Start, (*identity, prefix, self.dropped, self.answer_id, self.source_step, True, self.data_source)

@@ -53,6 +53,11 @@ def prompt_of(key: str) -> str:
     return key.rsplit("_", 2)[0]
 
 
+def session_of(key: str) -> str:
+    """The part of a row's key that names its rollout; the outputs of one rollout share it."""
+    return key.rsplit("_", 1)[0]
+
+
 def final_rows(keys: Sequence[str]) -> np.ndarray:
     """For every row, the one that holds the last output of its session: agent loops may return several.
 

@@ -20,7 +20,6 @@ AGENT_LOOPS = "verl.experimental.agent_loop.agent_loop"
 REWARD_MANAGERS = "verl.experimental.reward_loop.reward_manager"
 ESTIMATORS = "verl.trainer.ppo.core_algos"
 TRAINERS = "verl.trainer.ppo.v1"
-ENGINES = "verl.workers.engine"
 
 #: Name of the algorithm → why its registration failed in this process.
 _failed: dict[str, str] = {}
@@ -35,8 +34,6 @@ def register_when_imported() -> None:
             _on_import(REWARD_MANAGERS, entry, lambda entry, _: importlib.import_module(entry.reward_manager))
         if entry.estimator:
             _on_import(ESTIMATORS, entry, lambda entry, _: importlib.import_module(entry.estimator))
-        if entry.engine:
-            _on_import(ENGINES, entry, lambda entry, engine: wrap_engines(entry, engine.EngineRegistry._engines))
     wrapt.register_post_import_hook(lambda v1: wrap_trainers(v1.trainer_base.TRAINER_REGISTRY), TRAINERS)
 
 
@@ -81,19 +78,6 @@ def _choose_by_config(trainer: type) -> type:
 
     ByConfig.__name__ = ByConfig.__qualname__ = trainer.__name__
     return ByConfig
-
-
-def wrap_engines(entry: Algorithm, registry: dict[str, dict[str, dict[Any, type]]]) -> None:
-    """Put an algorithm's mixin over every FSDP engine for language models that veRL has registered.
-
-    Args:
-        entry: the algorithm.
-        registry: model type → backend → device → engine class; changed in place.
-    """
-    mixin, models = algorithms.load(entry.engine), registry.get("language_model", {})
-    for backend in ("fsdp", "fsdp2"):
-        for device, engine in models.get(backend, {}).items():
-            models[backend][device] = type(engine.__name__, (mixin, engine), {"__doc__": engine.__doc__})
 
 
 def missing_components(names: Iterable[str]) -> list[str]:

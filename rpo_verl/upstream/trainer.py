@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import ray
 from omegaconf import DictConfig
 
 from rpo_verl import algorithms
-from rpo_verl.upstream import contract, registration
+from rpo_verl.upstream import contract, engines, registration
 from rpo_verl.upstream.settings import MANAGER, check
 
 
@@ -18,10 +19,25 @@ class Connected:
         missing = registration.missing_components(names)
         if missing:
             raise registration.plugin_not_loaded("the TaskRunner", f"not registered there: {', '.join(missing)}")
+        self._extend_engines(names)
         if self.config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == MANAGER:
             agent_loop_manager.connect(names)
             self._prepare_rollouts(agent_loop_manager)
         super().fit(agent_loop_manager)
+
+    def _extend_engines(self, names: list[str]) -> None:
+        """Put the algorithms' mixins over the engines in the actor workers."""
+        if not any(entry.engine for entry in algorithms.selected(self.config)):
+            return
+        # Actor and reference model may share their workers.
+        workers = {worker for group in (self.actor_rollout_wg, self.ref_policy_wg) for worker in group.workers}
+        counts = ray.get([worker.__ray_call__.remote(engines.extend_engines, names) for worker in workers])
+        strategy = self.config.actor_rollout_ref.actor.strategy
+        if strategy in ("fsdp", "fsdp2") and not all(counts):
+            raise contract.ContractError(
+                f"rpo_verl: an actor worker has no FSDP engine for language models, though "
+                f"actor_rollout_ref.actor.strategy={strategy}. Please report this with your configuration."
+            )
 
     def _prepare_rollouts(self, agent_loop_manager: Any) -> None:
         """For mixins to extend: hand the manager what prepares training rows."""

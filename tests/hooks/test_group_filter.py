@@ -180,7 +180,8 @@ def test_groups_are_read_by_the_prompts_of_their_rows(monkeypatch):
     """Keys and tags of the wanted prompts go to `read_groups`, whose groups are named by them."""
     asked = []
 
-    def read_groups(keys, tags, partition_id, reward):
+    def read_groups(keys, tags, partition_id, reward, scale):
+        assert scale is None
         asked.append((keys, tags, partition_id, reward))
         return [group("u_1", "full", FLAT)]
 

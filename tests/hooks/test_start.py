@@ -101,7 +101,6 @@ def test_rows_with_images_or_another_agent_pass_through():
     assert (first.kind, first.group_size, first.room) == ("full", 8, 100)
     assert others == [None, None]
     metrics = injection.pop_metrics()
-    assert metrics["rpo/groups/passed_through_total"] == 2
     assert metrics["timing_s/rpo_injection"] >= metrics["timing_s/rpo_look_up"] > 0
     assert set(injection.pop_metrics().values()) == {0}
 

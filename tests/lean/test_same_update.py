@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.dataset_utils import DatasetPadMode
 from verl.workers.config import FSDPActorConfig
-from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp import FSDPEngineWithLMHead
 from verl.workers.utils.losses import ppo_loss
 
 from rpo_verl.lean import signal
-from rpo_verl.lean.engine import SHARE_PREFIX
+from rpo_verl.lean.engine import SHARE_PREFIX, SharedPrefixEngine
+from rpo_verl.upstream.engines import extended
 
 GROUPS, MEMBERS, PROMPT, PREFIX = 6, 4, 9, 14
 #: Groups whose members all earned the same.
@@ -78,7 +79,7 @@ def update_of(rows, keys, questions, loss_agg_mode, share=False):
     Plain gradient descent, because Adam's first steps blow up the rounding of gradients that are nearly zero.
     """
     model = AutoModelForCausalLM.from_pretrained(TINY / "checkpoint", dtype=torch.float32, attn_implementation="sdpa")
-    engine = object.__new__(EngineRegistry._engines["language_model"]["fsdp2"]["cuda"])
+    engine = object.__new__(extended(SharedPrefixEngine, FSDPEngineWithLMHead))
     engine.module, engine.pad_to_length = model, 0
     engine.engine_config = SimpleNamespace(entropy_checkpointing=False, entropy_from_logits_with_chunking=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=10.0)

@@ -15,15 +15,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.dataset_utils import DatasetPadMode
 from verl.utils.torch_functional import entropy_from_logits
-from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngineWithLMHead, transformer_impl
 
-from rpo_verl import algorithms
 from rpo_verl.lean import attention
 from rpo_verl.lean import engine as shared_prefix
 from rpo_verl.lean.attention import install_attention
 from rpo_verl.lean.engine import COMPUTED_SHARE, SHARE_PREFIX, SharedPrefixEngine
-from rpo_verl.upstream.registration import wrap_engines
+from rpo_verl.upstream.engines import extend_engines, extended
 
 PROMPT, PREFIX, GROUP = 12, 30, 4
 TEMPERATURE = 0.7
@@ -79,8 +77,8 @@ def batch(sequences, share):
 
 
 def engine_of(model, engine_class=None):
-    """veRL's engine as registered, without its start-up."""
-    engine = object.__new__(engine_class or EngineRegistry._engines["language_model"]["fsdp2"]["cuda"])
+    """veRL's engine as a run with lean has it, without its start-up."""
+    engine = object.__new__(engine_class or extended(SharedPrefixEngine, FSDPEngineWithLMHead))
     engine.module, engine.pad_to_length = model, 0
     engine.engine_config = SimpleNamespace(entropy_checkpointing=False, entropy_from_logits_with_chunking=False)
     engine.compute_entropy_from_logits = entropy_from_logits
@@ -443,24 +441,39 @@ def test_the_attention_is_wrapped_once():
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is first
 
 
-def test_only_fsdp_engines_for_language_models_are_wrapped():
-    (entry,) = (entry for entry in algorithms.BUILT_IN if entry.name == "lean")
+class Worker:
+    """A worker of veRL's, with an engine for each of its roles."""
 
-    class Engine:
-        """An engine of veRL."""
+    def __init__(self, **engines):
+        for role, engine in engines.items():
+            setattr(self, role, SimpleNamespace(engine=engine))
 
-    registry = {
-        "language_model": {
-            "fsdp": {"cuda": Engine},
-            "fsdp2": {"cuda": Engine, "npu": Engine},
-            "megatron": {"cuda": Engine},
-        },
-        "value_model": {"fsdp": {"cuda": Engine}},
-    }
-    wrap_engines(entry, registry)
-    for backend, device in (("fsdp", "cuda"), ("fsdp2", "cuda"), ("fsdp2", "npu")):
-        wrapped = registry["language_model"][backend][device]
-        assert wrapped.__mro__[:3] == (wrapped, SharedPrefixEngine, Engine)
-        assert (wrapped.__name__, wrapped.__doc__) == ("Engine", Engine.__doc__)
-    assert registry["language_model"]["megatron"]["cuda"] is registry["value_model"]["fsdp"]["cuda"] is Engine
-    wrap_engines(entry, {})
+
+def engine_without_start_up(engine_class):
+    return object.__new__(engine_class)
+
+
+def test_the_engines_of_a_worker_are_extended_whoever_shares_its_process():
+    class Megatron:
+        """No FSDP engine."""
+
+    plain = engine_without_start_up(FSDPEngineWithLMHead)
+    actor, ref = (engine_without_start_up(FSDPEngineWithLMHead) for _ in range(2))
+    assert extend_engines(Worker(actor=actor, ref=ref), ["lean"]) == 2
+    for engine in (actor, ref):
+        assert type(engine).__mro__[:3] == (type(engine), SharedPrefixEngine, FSDPEngineWithLMHead)
+        assert type(engine).__name__ == "FSDPEngineWithLMHead"
+    assert type(plain) is FSDPEngineWithLMHead, "each engine by itself"
+    shared = SimpleNamespace(worker_dict={"actor_rollout_ref": Worker(actor=plain), "critic": Worker()})
+    for _ in range(2):
+        assert extend_engines(shared, ["rpo", "lean"]) == 1
+        assert type(plain).__mro__[:3] == (type(plain), SharedPrefixEngine, FSDPEngineWithLMHead), "once"
+    other = Megatron()
+    assert extend_engines(Worker(actor=other), ["lean"]) == 0
+    assert type(other) is Megatron
+
+
+def test_without_an_algorithm_that_has_one_an_engine_stays_as_it_is():
+    engine = engine_without_start_up(FSDPEngineWithLMHead)
+    assert extend_engines(Worker(actor=engine), []) == 1
+    assert type(engine) is FSDPEngineWithLMHead

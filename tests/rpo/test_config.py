@@ -24,7 +24,7 @@ RANGES = {
     "rpo.cache.greedy_prob": ([0, 1], [-0.1, 1.1]),
     "rpo.cache.max_failures": ([1], [0, -1]),
     "rpo.cache.max_entries": ([1], [0]),
-    "rpo.cache.max_bytes": ([1], [0]),
+    "rpo.cache.max_bytes": ([300], [0, 299]),
     "rpo.credit.rule": (["none", "literal"], ["whole"]),
     "lean.poll_interval_s": ([0.001, 2.0], [0, -1.0]),
 }

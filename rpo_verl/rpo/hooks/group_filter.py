@@ -12,6 +12,7 @@ from typing import Any
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.hooks.groups import read_groups
 from rpo_verl.rpo.options import RewardConfig
+from rpo_verl.rpo.scale import RewardScale
 from rpo_verl.upstream import queue
 
 
@@ -48,6 +49,7 @@ class ShapedGroupFilter:
 
     def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int) -> Any:
         """Groups with a signal first; where they are too few, others fill the batch."""
+        self._rpo_speak_up_if_all_failed(partition_id, sampleable_keys)
         idle = self._oldest_first(partition_id, self._without_signal(partition_id, sampleable_keys))
         missing = max(0, batch_size - (len(sampleable_keys) - len(idle)))
         return super()._select_prompt_uids(partition_id, sampleable_keys - set(idle[missing:]), batch_size)
@@ -55,11 +57,21 @@ class ShapedGroupFilter:
     def _clear_groups(self, partition_id: str, uids: set[str]) -> None:
         """Show finished groups to RPO before they are gone: those without a signal, stale ones, surplus."""
         if partition_id != queue.VALIDATION:
-            finished = uids & self.finished_keys[partition_id]
+            finished, failed = uids & self.finished_keys[partition_id], uids & self.failure_keys[partition_id]
+            self._rpo_failed_in_a_row = 0 if finished else self._rpo_failed_in_a_row + len(failed)
+            if failed:
+                self._rpo_on_failure(len(failed), self._rpo_failed_in_a_row)
             if finished:
                 self._rpo_filtered += len(self._without_signal(partition_id, finished & self._rpo_prefixed))
                 self._rpo_on_discard(list(self._read(partition_id, finished).values()), partition_id)
         super()._clear_groups(partition_id, uids)
+
+    def _rpo_speak_up_if_all_failed(self, partition_id: str, sampleable_keys: set[str]) -> None:
+        """Before veRL ends a step in which nothing is left to train on."""
+        if partition_id == queue.VALIDATION or not sampleable_keys <= self.failure_keys[partition_id]:
+            return
+        if not any(queue.prompt_of(key) in sampleable_keys for key in self.partitions[partition_id]):
+            self._rpo_on_failure(len(sampleable_keys), None)
 
     def _without_signal(self, partition_id: str, uids: set[str]) -> set[str]:
         judged = self._dapo_classification_cache[partition_id]
@@ -71,12 +83,17 @@ class ShapedGroupFilter:
 
     def _read(self, partition_id: str, uids: set[str]) -> dict[str, Group]:
         rows = {key: tag for key, tag in self.partitions[partition_id].items() if queue.prompt_of(key) in uids}
-        groups = read_groups(list(rows), list(rows.values()), partition_id, self._rpo_reward)
+        groups = read_groups(list(rows), list(rows.values()), partition_id, self._rpo_reward, self._rpo_scale)
         return {queue.prompt_of(group.keys[0]): group for group in groups}
 
 
 def watch_groups(
-    buffer: Any, reward: RewardConfig, train_batch_size: int, on_discard: Callable[[list[Group], str], None]
+    buffer: Any,
+    reward: RewardConfig,
+    train_batch_size: int,
+    on_discard: Callable[[list[Group], str], None],
+    on_failure: Callable[[int, int | None], None] = lambda groups, in_a_row: None,
+    scale: RewardScale | None = None,
 ) -> None:
     """Put the filter over a replay buffer that veRL has built.
 
@@ -87,8 +104,12 @@ def watch_groups(
         on_discard: called with finished groups that will not be trained on, and their partition, while they are still
         in
             the queue.
+        on_failure: called with a number of groups whose rollout or reward failed and which veRL replaces, and how many
+            have failed in a row; and with all groups of a step and None where nothing is left to train on.
+        scale: of the run's rewards.
     """
     buffer._rpo_reward, buffer._rpo_on_discard = reward, on_discard
+    buffer._rpo_on_failure, buffer._rpo_scale, buffer._rpo_failed_in_a_row = on_failure, scale, 0
     at_most = reward.filter_at_most
     buffer._rpo_limit = None if at_most is None else round(at_most * train_batch_size)
     buffer._rpo_step, buffer._rpo_filtered, buffer._rpo_prefixed = None, 0, set()

@@ -8,14 +8,19 @@ import numpy as np
 
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.hooks.agent_loop import PREFIX_TOKENS, START
-from rpo_verl.rpo.hooks.reward import CORRECT, REWARD, verdict
+from rpo_verl.rpo.hooks.reward import CORRECT, REWARD, reported_accuracy, verdict
 from rpo_verl.rpo.options import RewardConfig
-from rpo_verl.rpo.shaping import shape_group
+from rpo_verl.rpo.scale import FULL, RewardScale
+from rpo_verl.rpo.shaping import is_correct, shape_group
 from rpo_verl.upstream import queue
 
 
 def read_groups(
-    keys: Sequence[str], tags: Sequence[Mapping[str, Any]], partition_id: str, options: RewardConfig
+    keys: Sequence[str],
+    tags: Sequence[Mapping[str, Any]],
+    partition_id: str,
+    options: RewardConfig,
+    scale: RewardScale | None = None,
 ) -> list[Group]:
     """Read the groups that RPO started; rows of other agent loops and padding are not among them.
 
@@ -26,6 +31,7 @@ def read_groups(
         tags: (B,) their tags.
         partition_id: veRL's, such as `train`.
         options: how to shape.
+        scale: of the run's rewards; learns from these groups first, and then raises what counts as correct in them.
     """
     starts, extra_fields = queue.read(keys, partition_id, START, "extra_fields")
     own = [i for i, start in enumerate(starts) if start is not None and not queue.is_padding(tags[i])]
@@ -37,8 +43,17 @@ def read_groups(
     for i in sorted(own, key=lambda i: (starts[i].question, keys[i])):
         members[queue.prompt_of(keys[i])].append(i)
 
+    accuracies = {i: reported_accuracy(info[i]) for i in own}
+    if scale is not None:
+        for i in own:
+            value = rewards[i] if accuracies[i] is None else accuracies[i]
+            scale.see(starts[i].data_source, [float(value)])
+
     def correct(i: int) -> bool:
-        return bool(info[i][CORRECT] if CORRECT in info[i] else verdict(rewards[i], info[i], options))
+        found = info[i][CORRECT] if CORRECT in info[i] else verdict(rewards[i], accuracies[i], options)
+        if scale is None or options.correct_above is not None or scale.best(starts[i].data_source) == FULL:
+            return bool(found)
+        return bool(found) and is_correct(rewards[i], accuracies[i], best=scale.best(starts[i].data_source))
 
     groups = []
     for rows in members.values():

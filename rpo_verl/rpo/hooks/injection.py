@@ -9,6 +9,7 @@ from tensordict import NonTensorStack, TensorDict
 from rpo_verl.rpo.hooks import NAME, SINGLE_TURN
 from rpo_verl.rpo.hooks.agent_loop import START
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
+from rpo_verl.rpo.start import Start
 
 
 def _is_text_only(messages: Sequence[dict[str, Any]]) -> bool:
@@ -48,27 +49,36 @@ class Injection:
         sizes = list(prompts["__rollout_n__"]) if "__rollout_n__" in prompts else [self._group_size] * rows
         names = list(prompts["agent_name"]) if "agent_name" in prompts else [self._default_agent] * rows
         messages = [list(row) for row in prompts["raw_prompt"]]
+        sources = list(prompts["data_source"]) if "data_source" in prompts else [""] * rows
+        self._refuse_a_column_of_our_name(prompts)
         starts = [None] * rows
         for i in range(rows):
             if names[i] == SINGLE_TURN and _is_text_only(messages[i]):
                 ids, looked_up = self._question_ids(messages[i]), time.perf_counter()
                 starts[i] = self._rollouts.plan(ids, step, sizes[i])
+                starts[i].data_source = str(sources[i])
                 self._look_up_seconds += time.perf_counter() - looked_up
                 names[i] = NAME
-        self._passed_through += starts.count(None)
         prompts["agent_name"] = NonTensorStack(*names)
         prompts[START] = NonTensorStack(*starts)
         self._seconds += time.perf_counter() - started
 
     def pop_metrics(self) -> dict[str, float]:
-        """Seconds spent on injection and, of these, on look-ups; questions passed through; since the last call."""
+        """Seconds spent on injection and, of these, on look-ups, since the last call."""
         metrics = {
             "timing_s/rpo_injection": self._seconds,
             "timing_s/rpo_look_up": self._look_up_seconds,
-            "rpo/groups/passed_through_total": self._passed_through,
         }
         self._reset_metrics()
         return metrics
 
+    @staticmethod
+    def _refuse_a_column_of_our_name(prompts: TensorDict) -> None:
+        """Rollouts that are issued again after a restart have our column already; a data set must not."""
+        if START in prompts and not all(start is None or isinstance(start, Start) for start in prompts[START]):
+            raise ValueError(
+                f"rpo_verl: the data set has a column {START}, which RPO needs for itself. Rename it in the data files."
+            )
+
     def _reset_metrics(self) -> None:
-        self._passed_through, self._seconds, self._look_up_seconds = 0, 0.0, 0.0
+        self._seconds, self._look_up_seconds = 0.0, 0.0

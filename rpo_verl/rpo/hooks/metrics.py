@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rpo_verl.rpo.group import Group, differ
+from rpo_verl.upstream import queue
 
 
 class Discarded:
@@ -27,6 +28,10 @@ class Discarded:
             dropped=updates["dropped"],
         )
 
+    def add_failed(self, groups: int) -> None:
+        """Count groups whose rollout or reward failed, and which veRL replaces."""
+        self._counts["failed"] += groups
+
     def pop(self) -> dict[str, int]:
         """The metrics since the last call."""
         counts, self._counts = self._counts, Counter()
@@ -35,7 +40,32 @@ class Discarded:
             "rpo/left_out/prefixed_total": counts["prefixed"],
             "rpo/left_out/generated_total": counts["tokens"],
             "rpo/left_out/dropped_answers_total": counts["dropped"],
+            "rpo/left_out/failed_total": counts["failed"],
         }
+
+
+def composition_metrics(groups: Sequence[Group], rows: Sequence[str], wanted: int, group_size: int) -> dict[str, int]:
+    """Count what a batch is made of: `rpo/groups/*_total` add up to the groups that veRL asked for.
+
+    Args:
+        groups: those of the batch that RPO started.
+        rows: keys of the batch in veRL's queue, without padding.
+        wanted: groups that the batch should have.
+        group_size: responses a group should have, where RPO did not start it.
+    """
+    kinds = Counter(group.start.kind for group in groups)
+    responses = Counter(queue.prompt_of(session) for session in {f"{queue.session_of(key)}_0" for key in rows})
+    sizes = {queue.prompt_of(group.keys[0]): group.start.group_size for group in groups}
+    failed = max(0, wanted - len(responses))
+    missing = sum(max(0, sizes.get(prompt, group_size) - count) for prompt, count in responses.items())
+    return {
+        "rpo/groups/full_total": kinds["full"],
+        "rpo/groups/prefixed_total": kinds["prefixed"],
+        "rpo/groups/refreshed_total": kinds["refreshed"],
+        "rpo/groups/passed_through_total": len(responses) - len(sizes),
+        "rpo/groups/failed_total": failed,
+        "rpo/response/failed_total": missing + failed * group_size,
+    }
 
 
 def batch_metrics(groups: Sequence[Group], updates: Counter[str]) -> dict[str, Any]:
@@ -55,9 +85,6 @@ def batch_metrics(groups: Sequence[Group], updates: Counter[str]) -> dict[str, A
     kinds = Counter(group.start.kind for group in groups)
     on_hit = [group.generated for group in groups if group.prefixed]
     metrics = {
-        "rpo/groups/full_total": kinds["full"],
-        "rpo/groups/prefixed_total": kinds["prefixed"],
-        "rpo/groups/refreshed_total": kinds["refreshed"],
         "rpo/groups/no_signal_share_before_shaping": float(np.mean([not differ(group.rewards) for group in groups])),
         "rpo/groups/no_signal_share_after_shaping": float(np.mean([not group.has_signal for group in groups])),
         "rpo/tokens/generated_total": int(suffix.sum()),
@@ -73,6 +100,7 @@ def batch_metrics(groups: Sequence[Group], updates: Counter[str]) -> dict[str, A
         "rpo/cache/stored_updates_total": updates["stored"],
         "rpo/cache/dropped_total": updates["dropped"],
         "rpo/cache/late_total": updates["late"],
+        "rpo/cache/incomplete_total": len(groups) - updates["offered"],
     }
     if on_hit:
         metrics["rpo/tokens/generated_per_sample_on_hit"] = float(np.concatenate(on_hit).mean())

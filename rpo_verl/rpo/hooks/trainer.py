@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 from omegaconf import DictConfig
 from verl.trainer.ppo.reward import resolve_reward_manager_cls
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
@@ -21,9 +22,12 @@ from rpo_verl.rpo.hooks.dump import as_columns, dump_records
 from rpo_verl.rpo.hooks.group_filter import watch_groups
 from rpo_verl.rpo.hooks.groups import fetch_tokens, read_groups
 from rpo_verl.rpo.hooks.injection import Injection
-from rpo_verl.rpo.hooks.metrics import Discarded, batch_metrics
+from rpo_verl.rpo.hooks.metrics import Discarded, batch_metrics, composition_metrics
+from rpo_verl.rpo.hooks.reward import failures_in_worker
 from rpo_verl.rpo.hooks.settings import WRAPPED, take_over, users_config
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
+from rpo_verl.rpo.scale import RewardScale
+from rpo_verl.rpo.watch import PrefixWatch
 from rpo_verl.upstream import queue
 from rpo_verl.upstream.questions import Questions, read_end_ids, read_model_type
 
@@ -40,7 +44,8 @@ class PartialRolloutTrainer:
     def __init__(self, config: DictConfig) -> None:
         self._options = take_over(config)
         self._records: dict[str, dict[str, Any]] = {}
-        self._discarded = Discarded()
+        self._discarded, self._scale = Discarded(), RewardScale()
+        self._told_of_partial_credit = self._cache_loaded = False
         super().__init__(config=config)
 
     def _init_tokenizer(self) -> None:
@@ -63,13 +68,19 @@ class PartialRolloutTrainer:
         # A colocated reward model scores a batch after it was sampled: a discarded group has no reward.
         scored_late = reward_model.enable and not reward_model.enable_resource_pool
         if isinstance(buffer, ReplayBuffer) and not scored_late:
-            watch_groups(buffer, self._options.reward, self.config.data.train_batch_size, self._learn_from_discarded)
+            watch_groups(
+                buffer, self._options.reward, self.config.data.train_batch_size, self._learn_from_discarded,
+                self._tell_of_failed, self._scale,
+            )  # fmt: skip
         return buffer
 
     def fit(self, agent_loop_manager: Any) -> None:
         """Let veRL lay out scores as the user's reward manager does, then train."""
         # veRL asks the class of the manager how to lay out the scores of a colocated reward model.
         self.reward_loop_manager.reward_manager_cls = resolve_reward_manager_cls(users_config(self.config))
+        data = self.config.data
+        cold_steps = 0 if self._cache_loaded else self.steps_per_epoch
+        self._watch = PrefixWatch(self._options, data.max_response_length, cold_steps)
         super().fit(agent_loop_manager)
 
     def _prepare_rollouts(self, agent_loop_manager: Any) -> None:
@@ -115,11 +126,20 @@ class PartialRolloutTrainer:
         if path is not None:
             manifest = self._rollouts.load(Path(path))
             logger.warning("RPO: %d answers of step %d loaded from %s", manifest.entries, manifest.step, path)
+            self._cache_loaded, too_long = manifest.entries > 0, self._rollouts.too_long()
+            if too_long:
+                logger.warning(
+                    "RPO: %d of them are longer than data.max_response_length=%d. Their questions get full rollouts "
+                    "until a shorter response replaces them. Raise the limit to use them.",
+                    too_long,
+                    self.config.data.max_response_length,
+                )
 
     def _compute_advantage(self, batch: queue.Batch, metrics: dict[str, Any]) -> queue.Batch:
         """Shape the rewards of every group, let veRL compute advantages, write credit, then update the cache."""
         started = time.perf_counter()
-        groups = read_groups(batch.keys, batch.tags, batch.partition_id, self._options.reward)
+        groups = read_groups(batch.keys, batch.tags, batch.partition_id, self._options.reward, self._scale)
+        self._tell_of_partial_credit()
         bonus = {key: b for group in groups for key, b in zip(group.keys, group.shaped - group.rewards, strict=True)}
         shaping = Shaping(
             bonus=np.array([bonus.get(key, 0.0) for key in batch.keys]),
@@ -140,9 +160,17 @@ class PartialRolloutTrainer:
         metrics["timing_s/rpo_credit"] = time.perf_counter() - started
 
         started = time.perf_counter()
+        rows = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not queue.is_padding(tag)]
+        wanted = self.config.data.train_batch_size // self.parameter_sync_step
+        metrics.update(composition_metrics(groups, rows, wanted, self.config.actor_rollout_ref.rollout.n))
         metrics.update(batch_metrics(groups, self._observe(groups, batch.partition_id)))
         metrics.update(self._discarded.pop())
-        metrics.update(self._rollouts.end_step(self.global_steps))
+        plans, cache = self._rollouts.pop_plans(), self._rollouts.end_step(self.global_steps)
+        metrics.update(cache)
+        metrics["rpo/cache/too_long_total"] = plans["too_long"]
+        message = self._watch.end_step(plans, cache)
+        if message is not None:
+            logger.warning(message)
         metrics.update(self._injection.pop_metrics())
         metrics["timing_s/rpo_cache_update"] = time.perf_counter() - started
         if self.config.trainer.get("rollout_data_dir"):
@@ -175,3 +203,44 @@ class PartialRolloutTrainer:
     def _learn_from_discarded(self, groups: list[Group], partition_id: str) -> None:
         """Groups that were generated and are not trained on count for the cache all the same."""
         self._discarded.add(groups, self._observe(groups, partition_id))
+
+    def _tell_of_failed(self, groups: int, in_a_row: int | None) -> None:
+        """Count failed groups, and say where all of them fail.
+
+        Args:
+            groups: how many failed.
+            in_a_row: how many have failed since the last success, of groups that veRL replaces; None: they are all
+                that a step has, and nothing replaces them.
+
+        Raises:
+            RuntimeError: where nothing is left to train on.
+        """
+        if in_a_row is None:
+            raise RuntimeError(
+                f"rpo_verl: all {groups} groups of step {self.global_steps} failed. {self._first_failure()}"
+            )
+        self._discarded.add_failed(groups)
+        batch = self.config.data.train_batch_size
+        # Once a batch of them: veRL goes on replacing them for ever.
+        if in_a_row // batch > (in_a_row - groups) // batch:
+            logger.error("RPO: %d groups in a row failed, and not one succeeded. %s", in_a_row, self._first_failure())
+
+    def _first_failure(self) -> str:
+        workers = self.reward_loop_manager.reward_loop_worker_handles or []
+        asked = ray.get([worker.__ray_call__.remote(failures_in_worker) for worker in workers])
+        failures = [text for found in asked for text in found]
+        if failures:
+            return f"No response has a reward. The first failure in a reward worker: {failures[0]}"
+        return "The reward workers report no failure, so rollouts fail: look for `Error in _run_prompt` above."
+
+    def _tell_of_partial_credit(self) -> None:
+        partial = self._scale.partial
+        if partial is None or self._told_of_partial_credit or self._options.reward.correct_above is not None:
+            return
+        self._told_of_partial_credit = True
+        logger.warning(
+            "RPO: there are rewards between 0 and 1, such as %g, and rpo.reward.correct_above is not set. A response "
+            "counts as correct above 0.5, and above half of the best reward seen in its data source. Set the threshold, "
+            "or let the reward function report acc.",
+            partial,
+        )

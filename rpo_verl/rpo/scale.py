@@ -1,0 +1,37 @@
+"""The scale of a run's rewards, as far as it has been seen: what "correct" means where no threshold is set."""
+
+import math
+from collections.abc import Iterable
+
+#: The reward of a right answer, unless a better one is seen.
+FULL = 1.0
+
+
+class RewardScale:
+    """Remembers the best value of every data source, and whether rewards have partial credit.
+
+    A value is the `acc` of a response, or its reward where none is reported.
+    """
+
+    def __init__(self) -> None:
+        self._best: dict[str, float] = {}
+        self.partial: float | None = None
+        """A value strictly between 0 and 1 that was seen; None: there was none."""
+
+    def see(self, source: str, values: Iterable[float]) -> None:
+        """Learn from the values of finished responses; NaN and infinities teach nothing.
+
+        Args:
+            source: veRL's `data_source`, because data sets may differ in their scale.
+            values: of any number of responses.
+        """
+        for value in values:
+            if not math.isfinite(value):
+                continue
+            self._best[source] = max(self._best.get(source, FULL), value)
+            if self.partial is None and 0 < value < 1:
+                self.partial = value
+
+    def best(self, source: str) -> float:
+        """The best value of a data source, at least 1."""
+        return self._best.get(source, FULL)
