@@ -51,6 +51,7 @@ def _enabled(entry: Algorithm) -> dict[str, Any]:
     """The group `+name=enabled` of an algorithm from elsewhere, in the form of those in `hydra_configs/`."""
     settings: dict[str, Any] = {
         "hydra.callbacks.rpo_verl._target_": "rpo_verl.upstream.settings.CheckSettings",
+        "hydra.callbacks.rpo_verl_inputs._target_": "rpo_verl.upstream.preflight.CheckInputs",
         "actor_rollout_ref.rollout.agent.agent_loop_manager_class": "rpo_verl.upstream.manager.AgentLoopManager",
         **entry.settings,
     }

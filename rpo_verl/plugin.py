@@ -13,18 +13,27 @@ import re
 import sys
 
 
-def _asks_for(names: str) -> list[str]:
-    """The command line's overrides that select or set anything of these sections, a pattern of names."""
-    return [argument for argument in sys.argv[1:] if re.match(rf"\+{{0,2}}({names})([=.@]|$)", argument)]
+def _asks_for(names: str, arguments: list[str] | None = None) -> list[str]:
+    """The overrides of a command line that select or set anything of these sections, a pattern of names."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return [argument for argument in arguments if re.match(rf"\+{{0,2}}({names})([=.@]|$)", argument)]
 
 
 def _check_command_line() -> None:
-    """Refuse what Hydra would accept, or refuse without a way on: options without their group, and moved options."""
+    check_command_line(sys.argv[1:])
+
+
+def check_command_line(arguments: list[str]) -> None:
+    """Refuse what Hydra would accept, or refuse without a way on: options without their group, and moved options.
+
+    Raises:
+        SystemExit: with what to write instead.
+    """
     from rpo_verl import algorithms
     from rpo_verl.upstream.contract import require_supported_verl
     from rpo_verl.upstream.settings import moved_options
 
-    asked = _asks_for("|".join(entry.name for entry in algorithms.known()))
+    asked = _asks_for("|".join(entry.name for entry in algorithms.known()), arguments)
     if not asked:
         return
     require_supported_verl()

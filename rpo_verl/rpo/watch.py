@@ -48,9 +48,7 @@ class PrefixWatch:
         else:
             return None
         self._silent = True
-        return (
-            f"RPO: NO GROUP HAS STARTED FROM A PREFIX in {self._steps} steps: this run trains as without RPO. {reason}"
-        )
+        return f"RPO: NO GROUP HAS STARTED FROM A PREFIX in {self._steps} steps: they trained as without RPO. {reason}"
 
     def _with_answers(self) -> str:
         truncation, rollout = self._options.truncation, self._options.rollout

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import TINY
 from typer.testing import CliRunner
@@ -23,7 +25,12 @@ def arguments(data_dir, *overrides):
         "data.max_prompt_length": "72",
         "data.max_response_length": "208",
         "actor_rollout_ref.model.path": str(TINY / "checkpoint"),
+        "data.train_batch_size": "4",
         "actor_rollout_ref.rollout.n": "8",
+        "actor_rollout_ref.actor.ppo_mini_batch_size": "4",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": "8",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": "8",
+        "reward.custom_reward_function.path": str(TINY / "reward.py"),
     }
     fitting |= dict(override.split("=", 1) for override in overrides)
     return ["doctor", "--json", "+platform=cpu", *(f"{key}={value}" for key, value in fitting.items())]
@@ -79,12 +86,143 @@ def test_lean_alone(examine):
         ("data.prompt_key=question", "data", "no column question"),
         ("trainer.device=cuda", "devices", "but no GPU here"),
         ("algorithm.adv_estimator=gae", "configuration", "critic"),
+        ("algorithm.adv_estimator=rpo", "configuration", "that is RPO itself"),
+        ("algorithm.adv_estimator=gropo", "veRL's settings", "algorithm.adv_estimator=gropo: veRL knows gae, "),
+        ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3", "veRL's settings", "ppo_micro_batch_size_per_gpu"),
+        ("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=null", "veRL's settings",
+         "rollout.log_prob_micro_batch_size"),
+        ("data.train_batch_size=16", "data", "data.train_batch_size=16, but data.train_files has 8 rows"),
+        ("data.train_max_samples=2", "data", "data.train_files has 2 rows"),
+        ("data.train_files=null", "data", "data.train_files=null"),
+        ("data.val_files=[]", "data", "data.val_files=[]"),
+        ("actor_rollout_ref.model.path=/nowhere/model", "model", "actor_rollout_ref.model.path=/nowhere/model"),
+        ("reward.custom_reward_function.path=nowhere.py", "reward function",
+         "reward.custom_reward_function.path=nowhere.py: no such file"),
+        ("reward.custom_reward_function.path=pkg://no.such.module", "reward function", "no module no.such.module"),
+        ("reward.custom_reward_function.name=compute_scores", "reward function",
+         "reward.custom_reward_function.name=compute_scores"),
+        ("reward.reward_manager.source=import", "reward function", "reward.reward_manager.source=import"),
+        ("trainer.resume_mode=resume", "checkpoint", "trainer.resume_mode=resume"),
+        ("rpo.truncation.min_tokens=208", "configuration", "rpo.truncation.min_tokens=208"),
+        ("rpo.reward.correct_above=nan", "configuration", "rpo.reward.correct_above=nan"),
+        ("rpo.reward.alpha=inf", "configuration", "rpo.reward.alpha=inf"),
+        ("rpo.cache.max_age=1", "configuration", "rpo.cache.max_age"),
+        ("actor_rollout_ref.actor.clip_ratio=nan", "configuration values", "actor_rollout_ref.actor.clip_ratio=nan"),
     ],
-)
+)  # fmt: skip
 def test_a_training_that_would_not(examine, override, check, fragment):
-    found = failures(examine(override, expect=1))
+    # An option needs its group on the command line.
+    group = ["+rpo=enabled"] if override.startswith("rpo.") else []
+    found = failures(examine(*group, override, expect=1))
     assert list(found) == [check]
     assert fragment in found[check]
+
+
+@pytest.mark.parametrize("path", ["/nowhere/global_step_3", "relative/folder", "null"])
+def test_a_checkpoint_that_is_not_there(examine, path):
+    found = failures(examine("trainer.resume_mode=resume_path", f"trainer.resume_from_path={path}", expect=1))
+    assert list(found) == ["checkpoint"]
+    assert f"trainer.resume_from_path={path}" in found["checkpoint"]
+
+
+def question(content="5a", **columns):
+    return {"prompt": [{"role": "user", "content": content}], **columns}
+
+
+TRUTH = {"data_source": "t", "reward_model": {"ground_truth": "5", "style": "rule"}}
+GOOD = question(**TRUTH)
+#: As in veRL's format, but for one thing: rows, whether they would train, what is said of the file.
+ROWS = {
+    "null prompt": ([question("30a+1", **TRUTH), {"prompt": None, **TRUTH}], False, "row 2: prompt is null"),
+    "null content": ([question(None, **TRUTH)], False, "row 1: prompt has no content in message 1 (user)"),
+    "empty prompt": ([GOOD, GOOD, {"prompt": [], **TRUTH}], False, "row 3: prompt has no messages"),
+    "text for a prompt": ([{"prompt": "5a", **TRUTH}], False, "row 1: prompt is str '5a', not a list of messages"),
+    "no role": ([{"prompt": [{"content": "5a"}], **TRUTH}], False, "row 1: prompt has no role in message 1"),
+    "empty file": ([], False, "has no rows"),
+    "no reward_model": ([question(data_source="t")], True, "no column reward_model"),
+    "no columns for the reward": ([question()], True, "no column data_source or reward_model"),
+    "no ground truth": ([GOOD, question(data_source="t", reward_model={"ground_truth": None, "style": "rule"})], True,
+                        "row 2: reward_model has no ground_truth"),
+    "reward_model as text": ([question(data_source="t", reward_model='{"ground_truth": "5"}')], False,
+                             "row 1: reward_model is '{\"ground_truth\": \"5\"}'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "json"])
+@pytest.mark.parametrize("case", ROWS)
+def test_rows_of_a_data_file(examine, tmp_path, case, suffix):
+    rows, trains, said = ROWS[case]
+    path = tmp_path / f"train.{suffix}"
+    write_rows(path, rows)
+    settings = {"data.train_batch_size": "1", "actor_rollout_ref.actor.ppo_mini_batch_size": "1"}
+    findings = examine(
+        f"data.train_files={path}", *(f"{k}={v}" for k, v in settings.items()), expect=0 if trains else 1
+    )
+    (finding,) = (one for one in findings if said in one["details"])
+    assert finding["check"] == "data"
+    assert finding["details"].startswith(str(path))
+    assert (finding["ok"], set(failures(findings))) == (trains, set() if trains else {"data"})
+    if trains:
+        assert finding["warning"]
+
+
+def write_rows(path, rows):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_rows_that_verl_filters_are_a_warning(examine, tmp_path):
+    path = tmp_path / "train.jsonl"
+    write_rows(path, [GOOD, {"prompt": None, **TRUTH}])
+    settings = ["data.train_batch_size=1", "actor_rollout_ref.actor.ppo_mini_batch_size=1"]
+    findings = examine(f"data.train_files={path}", *settings, "data.filter_overlong_prompts=true", expect=0)
+    (finding,) = (one for one in findings if "row 2: prompt is null" in one["details"])
+    assert finding["warning"]
+    assert "veRL filters such rows" in finding["details"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("train.txt", "5a", "veRL reads .parquet, .json and .jsonl files"),
+        ("train.parquet", "no Parquet", "cannot be read"),
+        ("train.jsonl", '{"prompt": [{"role"', "line 1 is no JSON"),
+        ("train.jsonl", '"text"\n', "row 1 is str, not an object"),
+    ],
+)
+def test_a_file_that_is_no_data(examine, tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    found = failures(examine(f"data.train_files={tmp_path / name}", expect=1))
+    assert list(found) == ["data"]
+    assert found["data"].startswith(f"{tmp_path / name}: ")
+    assert said in found["data"]
+
+
+@pytest.mark.parametrize("option", ["+rpo.truncation.max_tokens=50", "+lean.share_prefix=true"])
+def test_an_option_without_its_group(examine, option):
+    key, value = option.split("=")
+    found = failures(examine(f"{key}={value}", expect=1))
+    assert list(found) == ["configuration"]
+    assert "nothing selects it" in found["configuration"]
+
+
+def test_the_run_refuses_what_the_doctor_finds(data_dir):
+    """By the same checks, before Ray starts."""
+    command = arguments(data_dir, "data.train_batch_size=64", "trainer.resume_mode=no")[2:]
+    done = subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", "+rpo=enabled", "hydra.run.dir=/tmp", "hydra.output_subdir=null",
+         *command],
+        env=os.environ | {"VERL_PLATFORM": "cpu"}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "rpo_verl: this run would fail:" in done.stderr
+    assert "data: data.train_batch_size=64, but data.train_files has 8 rows" in done.stderr
+    assert "trainer.resume_mode=no: must be auto, disable or resume_path" in done.stderr
+    assert "Started a local Ray instance" not in done.stderr + done.stdout
 
 
 def test_what_hydra_would_refuse(examine):

@@ -43,6 +43,11 @@ def check(config: DictConfig) -> RPOConfig:
             "Use single_turn_agent, and name the agent of other rows in their column agent_name."
         )
     estimator = str(config.algorithm.adv_estimator)
+    if estimator == NAME:
+        raise ConfigError(
+            f"algorithm.adv_estimator={NAME}: that is RPO itself, which takes the place of the estimator it builds on. "
+            "Name that one, such as grpo, or leave the key alone."
+        )
     if estimator in UNSUPPORTED:
         raise ConfigError(
             f"algorithm.adv_estimator={estimator}: RPO does not build on it, {UNSUPPORTED[estimator]}. "

@@ -240,7 +240,7 @@ class PartialRolloutTrainer:
         self._told_of_partial_credit = True
         logger.warning(
             "RPO: there are rewards between 0 and 1, such as %g, and rpo.reward.correct_above is not set. A response "
-            "counts as correct above 0.5, and above half of the best reward seen in its data source. Set the threshold, "
-            "or let the reward function report acc.",
+            "counts as correct above 0.5, and above half of the best reward seen in its data source. Set the "
+            "threshold, or let the reward function report acc.",
             partial,
         )

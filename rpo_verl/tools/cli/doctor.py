@@ -6,8 +6,6 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
@@ -16,19 +14,12 @@ from rich.filesize import decimal
 from rpo_verl import algorithms
 from rpo_verl.rpo.cache import ENTRY_BYTES, TOKEN_BYTES
 from rpo_verl.tools.cli.common import installed_version
-from rpo_verl.upstream import contract
+from rpo_verl.upstream import contract, preflight
+from rpo_verl.upstream.data_files import DataFile
+from rpo_verl.upstream.preflight import Finding
 
 PACKAGES = ("verl", "torch", "transformers", "ray", "TransferQueue", "hydra-core")
 SAMPLED_ROWS = 2000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check."""
-
-    ok: bool
-    check: str
-    details: str
 
 
 def examine(overrides: list[str]) -> list[Finding]:
@@ -51,9 +42,9 @@ def examine(overrides: list[str]) -> list[Finding]:
             findings += _upstream_names()
     with _failure_among(findings, "machine"):
         findings += _machine(config)
-    if config is not None:
+    if config is not None and not any(finding.check == "configuration" for finding in findings):
         with _failure_among(findings, "data"):
-            findings += _data(config)
+            findings += _inputs(config)
     return findings
 
 
@@ -94,6 +85,9 @@ def _discovery() -> Iterator[Finding]:
 def _compose(overrides: list[str]) -> DictConfig:
     from hydra import compose, initialize_config_module
 
+    from rpo_verl import plugin
+
+    plugin.check_command_line(overrides)
     names = "|".join(entry.name for entry in algorithms.known())
     own = any(re.match(rf"\+{{0,2}}({names})[=.@]", override) for override in overrides)
     with initialize_config_module("verl.trainer.config", version_base=None):
@@ -112,9 +106,10 @@ def _settings(config: DictConfig) -> Iterator[Finding]:
         yield Finding(found is not None, "rollout engine", f"vllm {found}" if found else "vllm is not installed")
     else:
         yield Finding(True, "rollout engine", f"{engine}; only vllm has been run")
-    # These end a training run before Ray starts.
-    for callback in config.hydra.callbacks.values():
-        instantiate(callback).on_job_start(config)
+    # These end a training run before Ray starts. What `CheckInputs` finds is listed by itself.
+    for callback in map(instantiate, config.hydra.callbacks.values()):
+        if not isinstance(callback, preflight.CheckInputs):
+            callback.on_job_start(config)
     yield Finding(True, "options", "all values are valid")
 
 
@@ -142,36 +137,35 @@ def _machine(config: DictConfig | None) -> Iterator[Finding]:
     yield Finding(True, "memory", f"{decimal(memory.available)} of {decimal(memory.total)} free")
 
 
-def _data(config: DictConfig) -> Iterator[Finding]:
-    """Check that files are readable, training questions fit veRL's limit, and the cache fits into memory."""
+def _inputs(config: DictConfig) -> Iterator[Finding]:
+    """Check what a run checks before Ray starts, then that training questions fit veRL's limit and the cache fits into
+    memory."""
+    files = preflight.read_data_files(config, SAMPLED_ROWS)
+    found = list(preflight.findings(config, files))
+    yield from found
+    if all(finding.ok for finding in found if finding.check in ("data", "model")):
+        yield from _questions(config, files)
+
+
+def _questions(config: DictConfig, files: list[DataFile]) -> Iterator[Finding]:
     import psutil
-    import pyarrow.parquet as pq
     from verl.utils.fs import copy_to_local
     from verl.utils.tokenizer import hf_tokenizer
 
     from rpo_verl.upstream.questions import Questions, read_model_type
 
     data, model = config.data, config.actor_rollout_ref.model
-    train, val = ([files] if isinstance(files, str) else list(files) for files in (data.train_files, data.val_files))
-    rows, sample = 0, []
-    for name in train + val:
-        path = Path(name).expanduser()
-        if path.suffix != ".parquet" or "://" in name:
-            yield Finding(True, "data", f"{name}: skipped, because it is not a local Parquet file")
-            continue
-        with pq.ParquetFile(path) as file:
-            if data.prompt_key not in file.schema_arrow.names:
-                yield Finding(False, "data", f"{name} has no column {data.prompt_key} (data.prompt_key)")
-                continue
-            if name not in train:
-                continue
-            rows += file.metadata.num_rows
-            for batch in file.iter_batches(batch_size=SAMPLED_ROWS, columns=[data.prompt_key]):
-                sample += batch.column(0).to_pylist()[: SAMPLED_ROWS - len(sample)]
-                if len(sample) >= SAMPLED_ROWS:
-                    break
+    # veRL alone handles images and tools.
+    sample = [
+        (file.name, number, messages)
+        for file in files
+        for number, messages in file.prompts
+        if all(isinstance(message.get("content"), str) for message in messages)
+    ][:SAMPLED_ROWS]
     if not sample:
         return
+    train = [data.train_files] if isinstance(data.train_files, str) else list(data.train_files)
+    rows = sum(file.rows for file in files if file.name in train)
     path = copy_to_local(model.path)
     trusted = model.get("trust_remote_code", False)
     tokenizer = hf_tokenizer(copy_to_local(model.get("tokenizer_path") or model.path), trust_remote_code=trusted)
@@ -183,16 +177,26 @@ def _data(config: DictConfig) -> Iterator[Finding]:
         data.max_prompt_length + 1,
         data.get("apply_chat_template_kwargs", {}),
     )
-    lengths = np.array([len(questions.ids(messages)) for messages in sample])
+    counted = []
+    for name, number, messages in sample:
+        try:
+            counted.append(len(questions.ids(messages)))
+        except Exception as error:  # noqa: BLE001 - a chat template raises what it likes
+            yield Finding(False, "data", f"{name}: row {number}: the chat template does not take it ({error})")
+            return
+    lengths = np.array(counted)
     too_long, limit = int((lengths > data.max_prompt_length).sum()), f"data.max_prompt_length={data.max_prompt_length}"
+    filtered = data.get("filter_overlong_prompts", False)
     if not too_long:
         verdict = f"the longest has {lengths.max():,} tokens, within {limit}"
-    elif data.get("filter_overlong_prompts", False):
+    elif filtered:
         verdict = f"{too_long:,} are longer than {limit} and filtered (data.filter_overlong_prompts)"
     else:
         verdict = f"{too_long:,} are longer than {limit}; veRL would truncate them"
-    fits = not too_long or data.get("filter_overlong_prompts", False)
-    yield Finding(fits, "data", f"{rows:,} questions; of the first {len(sample):,} {verdict}")
+    yield Finding(not too_long or filtered, "data", f"{rows:,} questions; of the first {len(sample):,} {verdict}")
+    if filtered and len(sample) == rows and rows - too_long < data.train_batch_size:
+        left = f"{rows - too_long:,} questions are left for data.train_batch_size={data.train_batch_size}"
+        yield Finding(False, "data", f"{left}, so there would be no step")
     if config.get("rpo") is None:
         return
     most = rows * (ENTRY_BYTES + TOKEN_BYTES * (int(lengths.mean()) + data.max_response_length))

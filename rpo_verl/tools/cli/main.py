@@ -36,6 +36,8 @@ def doctor(
     else:
         for finding in findings:
             mark = ("✓ ", "green") if finding.ok else ("✗ ", "bold red")
+            if finding.ok and finding.warning:
+                mark = ("! ", "bold yellow")
             details = (finding.details, "default" if finding.ok else "red")
             console.print(Text.assemble(mark, f"{finding.check}: ", details), soft_wrap=True)
     if not all(finding.ok for finding in findings):
