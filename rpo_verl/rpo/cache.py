@@ -32,7 +32,7 @@ class CachedAnswer:
     """Base reward `r` of the response it came from."""
 
     step: int
-    """Training step of the oldest policy that wrote a part of it."""
+    """Version of the oldest policy that wrote a part of it: the step after whose update that policy was there."""
 
     question: np.ndarray = field(default_factory=lambda: NO_TOKENS)
     """(q,) int32 token ids of the question, chat template applied."""

@@ -22,7 +22,7 @@ class Group:
     """(G,) int, tokens of each whole response."""
 
     oldest_policy: np.ndarray
-    """(G,) int, step of the oldest policy that wrote a part of each response."""
+    """(G,) int, version of the oldest policy that wrote a part of each response."""
 
     rewards: np.ndarray
     """(G,) float64, base rewards `r`."""

@@ -48,7 +48,7 @@ UPSTREAM_NAMES = (
     # The trainers.
     *_of("verl.trainer.ppo.v1.trainer_base",
         ("TRAINER_REGISTRY", "wrap the registered trainers"),
-        ("PPOTrainer.__init__", "add mixins", "config", "config parameter_sync_step"),
+        ("PPOTrainer.__init__", "add mixins", "config", "config parameter_sync_step use_reference_policy"),
         ("PPOTrainer._setup", "reach workers and managers", "", "actor_rollout_wg ref_policy_wg reward_loop_manager"),
         ("PPOTrainer.fit", "connect cache and rollout", "agent_loop_manager", "timing_raw"),
         ("PPOTrainer._init_tokenizer", "learn the tokens of questions and where answers end", "",

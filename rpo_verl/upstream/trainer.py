@@ -29,8 +29,9 @@ class Connected:
         """Put the algorithms' mixins over the engines in the actor workers."""
         if not any(entry.engine for entry in algorithms.selected(self.config)):
             return
+        groups = [self.actor_rollout_wg, *([self.ref_policy_wg] if self.use_reference_policy else [])]
         # Actor and reference model may share their workers.
-        workers = {worker for group in (self.actor_rollout_wg, self.ref_policy_wg) for worker in group.workers}
+        workers = {worker for group in groups for worker in group.workers}
         counts = ray.get([worker.__ray_call__.remote(engines.extend_engines, names) for worker in workers])
         strategy = self.config.actor_rollout_ref.actor.strategy
         if strategy in ("fsdp", "fsdp2") and not all(counts):

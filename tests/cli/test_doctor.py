@@ -26,6 +26,7 @@ def arguments(data_dir, *overrides):
         "data.max_response_length": "208",
         "actor_rollout_ref.model.path": str(TINY / "checkpoint"),
         "data.train_batch_size": "4",
+        "algorithm.adv_estimator": "grpo",
         "actor_rollout_ref.rollout.n": "8",
         "actor_rollout_ref.actor.ppo_mini_batch_size": "4",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": "8",
@@ -88,7 +89,7 @@ def test_lean_alone(examine):
         ("algorithm.adv_estimator=gae", "configuration", "critic"),
         ("algorithm.adv_estimator=rpo", "configuration", "that is RPO itself"),
         ("algorithm.adv_estimator=gropo", "veRL's settings", "algorithm.adv_estimator=gropo: veRL knows gae, "),
-        ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3", "veRL's settings", "ppo_micro_batch_size_per_gpu"),
+        ("actor_rollout_ref.actor.ppo_mini_batch_size=8", "veRL's settings", "train_batch_size (4) must be >= "),
         ("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=null", "veRL's settings",
          "rollout.log_prob_micro_batch_size"),
         ("data.train_batch_size=16", "data", "data.train_batch_size=16, but data.train_files has 8 rows"),
@@ -112,7 +113,7 @@ def test_lean_alone(examine):
 )  # fmt: skip
 def test_a_training_that_would_not(examine, override, check, fragment):
     # An option needs its group on the command line.
-    group = ["+rpo=enabled"] if override.startswith("rpo.") else []
+    group = ["+rpo=enabled"] if override.startswith("rpo.") and "reward.lo" not in override else []
     found = failures(examine(*group, override, expect=1))
     assert list(found) == [check]
     assert fragment in found[check]
@@ -154,10 +155,8 @@ def test_rows_of_a_data_file(examine, tmp_path, case, suffix):
     rows, trains, said = ROWS[case]
     path = tmp_path / f"train.{suffix}"
     write_rows(path, rows)
-    settings = {"data.train_batch_size": "1", "actor_rollout_ref.actor.ppo_mini_batch_size": "1"}
-    findings = examine(
-        f"data.train_files={path}", *(f"{k}={v}" for k, v in settings.items()), expect=0 if trains else 1
-    )
+    settings = ["data.train_batch_size=1", "actor_rollout_ref.actor.ppo_mini_batch_size=1"]
+    findings = examine(f"data.train_files={path}", *settings, expect=0 if trains else 1)
     (finding,) = (one for one in findings if said in one["details"])
     assert finding["check"] == "data"
     assert finding["details"].startswith(str(path))
@@ -214,10 +213,13 @@ def test_the_run_refuses_what_the_doctor_finds(data_dir):
     """By the same checks, before Ray starts."""
     command = arguments(data_dir, "data.train_batch_size=64", "trainer.resume_mode=no")[2:]
     done = subprocess.run(
-        [sys.executable, "-m", "verl.trainer.main_ppo", "+rpo=enabled", "hydra.run.dir=/tmp", "hydra.output_subdir=null",
-         *command],
-        env=os.environ | {"VERL_PLATFORM": "cpu"}, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+        [sys.executable, "-m", "verl.trainer.main_ppo", "+rpo=enabled", "hydra.output_subdir=null", *command],
+        env=os.environ | {"VERL_PLATFORM": "cpu"},
+        cwd=data_dir,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode != 0
     assert "rpo_verl: this run would fail:" in done.stderr
     assert "data: data.train_batch_size=64, but data.train_files has 8 rows" in done.stderr
@@ -232,10 +234,15 @@ def test_what_hydra_would_refuse(examine):
     assert "VERL_PLATFORM=cpu" in found["configuration"]
 
 
-def test_questions_that_verl_filters(examine):
+def test_questions_that_verl_filters(examine, tmp_path):
+    write_rows(tmp_path / "train.jsonl", [GOOD] * 4 + [question("1" * 30, **TRUTH)])
     overrides = ["data.max_prompt_length=20", "data.filter_overlong_prompts=true"]
-    details = {finding["check"]: finding["details"] for finding in examine(*overrides, expect=0)}
-    assert "8 are longer than data.max_prompt_length=20 and filtered" in details["data"]
+    findings = examine(*overrides, f"data.train_files={tmp_path / 'train.jsonl'}", expect=0)
+    details = {finding["check"]: finding["details"] for finding in findings}
+    assert "1 are longer than data.max_prompt_length=20 and filtered" in details["data"]
+    # All 8, so that none is left.
+    found = failures(examine(*overrides, expect=1))
+    assert found == {"data": "0 questions are left for data.train_batch_size=4, so there would be no step"}
 
 
 def test_what_the_plugin_refuses(data_dir):

@@ -6,6 +6,7 @@ import torch
 
 from rpo_verl.rpo.hooks.groups import fetch_tokens, read_groups
 from rpo_verl.rpo.options import RewardConfig
+from rpo_verl.rpo.scale import RewardScale
 from rpo_verl.rpo.start import Start
 from rpo_verl.upstream import queue
 
@@ -128,3 +129,17 @@ def test_tokens_are_fetched_as_int32(rows):
         ([1, 2], [0, 1, 2]),
     ]
     assert {array.dtype for row in found for array in row} == {np.dtype(np.int32)}
+
+
+def test_the_scale_of_the_data_source_raises_the_bar(rows):
+    essays = [Start(name, "full", 2, 100, data_source="essays") for name in (b"c" * 16, b"d" * 16)]
+    rows.add("u_0_0", essays[0], 3.0).add("u_1_0", essays[0], 10.0).add("v_0_0", essays[1], 5.0)
+    rows.add("w_0_0", SECOND, 1.0)
+    scale = RewardScale()
+    groups = read_groups(list(rows.rows), list(rows.tags.values()), "train", RewardConfig(), scale)
+    correct = {key: bool(right) for group in groups for key, right in zip(group.keys, group.correct, strict=True)}
+    assert correct == {"u_0_0": False, "u_1_0": True, "v_0_0": False, "w_0_0": True}
+    assert (scale.best("essays"), scale.best("")) == (10.0, 1.0)
+    # A threshold of the user's stands.
+    groups = read_groups(list(rows.rows), list(rows.tags.values()), "train", RewardConfig(correct_above=0.0), scale)
+    assert all(group.correct.all() for group in groups)

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from verl import DataProto
 from verl.trainer.ppo.reward import load_reward_manager, resolve_reward_manager_cls
 
+from rpo_verl.rpo.hooks.reward import _failures, failures_in_worker
 from rpo_verl.rpo.hooks.settings import take_over, users_config
 from rpo_verl.rpo.start import Start
 
@@ -123,6 +124,68 @@ def test_a_reward_that_is_no_finite_number_fails_its_response(returned, tokenize
         score(configure(reward_file=path), tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("returned", "named"),
+    [
+        ("'0.5'", "returned '0.5'"),
+        ("[1.0]", "returned [1.0]"),
+        ("{'score': 1.0, 'acc': 'yes'}", "reported acc='yes'"),
+        ("{'score': 1.0, 'acc': float('nan')}", "reported acc=nan"),
+        ("{'score': 1.0, 'acc': [1, 0]}", "reported acc=[1, 0]"),
+        ("{'score': 1.0, 'rpo_correct': True}", "reported rpo_correct"),
+        ("{'score': 1.0, 'rpo_kind': 'mine', 'rpo_reward': 2}", "reported rpo_kind, rpo_reward"),
+        ("'x' * 1000", "returned 'xxx"),
+    ],
+)
+def test_an_unusable_reward_ends_with_the_value_and_the_row(returned, named, tokenizer, tmp_path):
+    path = tmp_path / "reward.py"
+    path.write_text(f"def compute_score(**kwargs):\n    return {returned}\n")
+    with pytest.raises(ValueError, match="the reward function re") as error:
+        score(configure(reward_file=path), tokenizer)
+    assert named in str(error.value)
+    assert "data_source 'tiny_reasoner'" in str(error.value)
+    assert f"question '{QUESTION}'" in str(error.value)
+    assert len(str(error.value)) < 600
+    assert str(error.value) in failures_in_worker(None)
+
+
+def test_other_keys_that_begin_with_rpo_pass(tokenizer, tmp_path):
+    path = tmp_path / "reward.py"
+    path.write_text("def compute_score(**kwargs):\n    return {'score': 1, 'rpo_mine': 7}\n")
+    result = score(configure(reward_file=path), tokenizer)
+    assert result["reward_extra_info"] == {"score": 1, "rpo_mine": 7, "rpo_correct": True, "rpo_reward": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("returned", "correct"),
+    [("0.5", False), ("0.05", False), ("1", True), ("0.6", True), ("-1.0", False), ("{'score': 0.5, 'acc': 1}", True),
+     ("{'score': 1.0, 'acc': False}", False)],
+)  # fmt: skip
+def test_partial_credit_of_a_half_is_not_correct(returned, correct, tokenizer, tmp_path):
+    path = tmp_path / "reward.py"
+    path.write_text(f"def compute_score(**kwargs):\n    return {returned}\n")
+    assert score(configure(reward_file=path), tokenizer)["reward_extra_info"]["rpo_correct"] is correct
+
+
+def test_reward_model_as_text_is_named(tokenizer):
+    data = row(tokenizer, PREFIX + SUFFIX)
+    data.non_tensor_batch["reward_model"] = np.array(['{"ground_truth": "31"}'], dtype=object)
+
+    async def run():
+        return await load_reward_manager(configure(), tokenizer).run_single(data)
+
+    with pytest.raises(TypeError) as error:
+        asyncio.run(run())
+    (note,) = error.value.__notes__
+    assert "Its reward_model is text; veRL's reward managers need a mapping with ground_truth in it" in note
+    assert "row: data_source 'tiny_reasoner'" in note
+
+
+@pytest.fixture(autouse=True)
+def no_failures_before():
+    _failures.clear()
+
+
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_extra_keys_pass_through(asynchronous, tokenizer, tmp_path):
     path = tmp_path / "reward.py"
@@ -147,3 +210,5 @@ def test_an_exception_of_the_users_function_is_the_users(tokenizer, tmp_path):
     path.write_text("def compute_score(**kwargs):\n    raise KeyError('mine')\n")
     with pytest.raises(KeyError, match="mine"):
         score(configure(reward_file=path), tokenizer)
+    (failure,) = failures_in_worker(None)
+    assert failure.startswith("KeyError: 'mine' (row: data_source 'tiny_reasoner'")

@@ -119,3 +119,19 @@ def test_without_a_column_of_agents_the_default_one_counts():
         Injection(Planned(), question_ids, default, 8)(prompts)
         assert (prompts["rpo_start"][0] is not None) is started
         assert list(prompts["agent_name"]) == ["rpo" if started else default]
+
+
+def test_a_start_knows_its_data_source():
+    prompts = batch(["a", "b"], data_source=NonTensorStack("math", "essays"))
+    Injection(Planned(), question_ids, "single_turn_agent", 8)(prompts)
+    assert [through_ray(start).data_source for start in prompts["rpo_start"]] == ["math", "essays"]
+
+
+def test_a_column_of_our_name_in_the_data_is_refused():
+    injection = Injection(Planned(), question_ids, "single_turn_agent", 8)
+    with pytest.raises(ValueError, match="the data set has a column rpo_start"):
+        injection(batch(["a"], rpo_start=NonTensorStack("theirs")))
+    prompts = batch(["a", "b"])
+    for _ in range(2):  # as rollouts that veRL issues again after a restart
+        injection(prompts)
+    assert [start.kind for start in prompts["rpo_start"]] == ["full", "full"]

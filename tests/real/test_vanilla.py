@@ -3,11 +3,13 @@
 With `+lean=enabled` it trains the same, too, in less time.
 """
 
+import json
 import shutil
 
 import pytest
 from conftest import ROOT, run_recipe
 
+from benchmarks.contents import without_ours
 from benchmarks.waiting import waits
 
 #: What a machine and its clock decide.
@@ -25,12 +27,26 @@ DETERMINISTIC = (
 )
 
 
+def contents_dir(folder):
+    """Where every process of a run writes what veRL's registries and classes hold."""
+    found = folder / "contents"
+    found.mkdir()
+    return found
+
+
+def contents_of(run):
+    """One description of each set of modules that processes of a run had imported in the end."""
+    found = [json.loads(path.read_text()) for path in (run.folder / "contents").glob("*.json")]
+    return {tuple(one["modules"]): one for one in found}
+
+
 @pytest.fixture(scope="module")
 def with_package(tmp_path_factory, data_dir):
     folder = tmp_path_factory.mktemp("with")
     return run_recipe(
         folder, *DETERMINISTIC, f"trainer.rollout_data_dir={folder / 'rollouts'}", STEPS="2", DATA_DIR=str(data_dir),
-        OMP_NUM_THREADS="1",
+        OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), VERL_USE_EXTERNAL_MODULES="benchmarks.contents",
+        CONTENTS_DIR=str(contents_dir(folder)),
     )  # fmt: skip
 
 
@@ -44,12 +60,14 @@ def without_package(tmp_path_factory, data_dir):
     shutil.copytree(ROOT / "rpo_verl" / "cpu", site / "rpo_verl" / "cpu")
     shutil.copytree(ROOT / "hydra_configs" / "platform", site / "configs" / "platform")
     (site / "only_the_cpu_platform.py").write_text(
-        "from rpo_verl.cpu import patches, platform\nassert platform\npatches.apply_to_verl()\n"
+        "from rpo_verl.cpu import patches, platform\nassert platform\npatches.apply_to_verl()\nimport contents\n"
     )
+    shutil.copy(ROOT / "benchmarks" / "contents.py", site / "contents.py")
     return run_recipe(
         folder, *DETERMINISTIC, f"trainer.rollout_data_dir={folder / 'rollouts'}",
         f"hydra.searchpath=[file://{site / 'configs'}]", STEPS="2", DATA_DIR=str(data_dir), OMP_NUM_THREADS="1",
-        PYTHONPATH=str(site), VERL_USE_EXTERNAL_PLUGINS="none", VERL_USE_EXTERNAL_MODULES="only_the_cpu_platform",
+        PYTHONPATH=str(site), CONTENTS_DIR=str(contents_dir(folder)),
+        VERL_USE_EXTERNAL_PLUGINS="none", VERL_USE_EXTERNAL_MODULES="only_the_cpu_platform",
     )  # fmt: skip
 
 
@@ -96,6 +114,20 @@ def test_same_metrics(with_package, without_package):
         assert comparable(ours).keys() == comparable(theirs).keys()
         assert not any(name.startswith("rpo/") for name in ours)
         assert comparable(ours) == pytest.approx(comparable(theirs), rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+def test_registries_and_classes_hold_the_same_in_every_process(with_package, without_package):
+    """Actor workers, TaskRunner, rollout and reward workers; tests/upstream/test_installed_only.py has more of them."""
+    ours, theirs = contents_of(with_package), contents_of(without_package)
+    assert any(one["registries"]["engines"] for one in ours.values())
+    assert any(one["registries"]["trainers"] for one in ours.values())
+    common = ours.keys() & theirs.keys()
+    assert common, (ours.keys(), theirs.keys())
+    for modules in common:
+        assert ours[modules]["plugin"]
+        assert not theirs[modules]["plugin"]
+        assert without_ours(ours[modules]["registries"]) == theirs[modules]["registries"]
+        assert ours[modules]["classes"] == theirs[modules]["classes"]
 
 
 def test_lean_trains_the_same(with_package, lean):

@@ -268,3 +268,38 @@ def test_evidence_grows_where_the_old_answer_is_kept():
     assert counts == {"offered": 1, "greedy": 0, "kept": 1}
     assert len(cached(rpo).tokens) == 39
     assert cached(rpo).evidence == Evidence(1.0, 16 + 16 / 2)
+
+
+def test_an_answer_beyond_the_limit_gets_a_full_rollout():
+    """Wherever 101 tokens are cut, their rest has one token more than there is room behind the prefix."""
+    rpo = rollouts(max_response_length=100, truncation=TruncationConfig(draw_per="question"))
+    put(rpo, answer(101))
+    assert {plan(rpo, step).kind for step in range(1, 50)} == {"refreshed"}
+    assert rpo.pop_plans() == {"too_long": 49}
+    assert rpo.too_long() == 1
+    put(rpo, answer(100))
+    assert rpo.too_long() == 0
+    starts = [plan(rpo, step) for step in range(1, 50)]
+    assert "prefixed" in {start.kind for start in starts}
+    assert all(start.room >= start.dropped for start in starts)
+
+
+def test_a_fitting_response_takes_the_place_of_one_that_is_too_long():
+    rpo = rollouts(max_response_length=100, cache=CacheConfig(greedy_prob=1.0))
+    put(rpo, answer(150))
+    assert observe(rpo, 1, plan(rpo, 1), [answer(60, step=1)])["stored"] == 1
+    assert plan(rpo, 2).kind == "prefixed"
+
+
+def test_plans_are_counted_by_their_reason():
+    rpo = rollouts(
+        rollout=RolloutConfig(full_rollout_every=3), truncation=TruncationConfig(max_tokens=80, min_tokens=70)
+    )
+    plan(rpo, 1)
+    put(rpo, answer(60))
+    for step in (1, 2, 3):
+        plan(rpo, step)
+    put(rpo, answer(90))
+    plan(rpo, 1)
+    assert rpo.pop_plans() == {"full": 1, "whole_cut": 2, "full_step": 1, "prefixed": 1}
+    assert rpo.pop_plans() == {}

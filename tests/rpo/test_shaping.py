@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rpo_verl.rpo.options import RewardConfig
+from rpo_verl.rpo.scale import RewardScale
 from rpo_verl.rpo.shaping import is_correct, shape_group
 
 
@@ -33,6 +34,16 @@ def test_wrong_answers_keep_their_reward():
 def test_lo_below_one_half_tells_long_answers_apart():
     shaped = shape([1.0, 1.0], [100, 300], lo=0.0)
     assert shaped == pytest.approx([sigmoid(1.0), sigmoid(-1.0)])
+
+
+def test_partial_credit_never_overtakes_a_correct_response():
+    """Where a near miss is wrong: 0.5 of 1 would be as much as a correct answer of average length gets."""
+    lengths, correct = [100, 100, 100, 100], [True, False, False, False]
+    assert shape([1.0, 0.5, 0.05, 0.0], lengths, correct).tolist() == [0.5, 0.25, 0.025, 0.0]
+    shaped = shape([1.0, 1.0, 0.9, -1.0], [100, 300, 10, 10], [True, True, False, False], lo=0.0)
+    assert shaped[0] > shaped[1] > shaped[2] > 0 > shaped[3] == -1
+    # Without a correct response there is nothing to overtake.
+    assert shape([0.5, 0.05], [10, 20], [False, False]).tolist() == [0.5, 0.05]
 
 
 def test_other_rewards_than_zero_and_one_keep_their_scale():
@@ -97,3 +108,24 @@ def test_enormous_lengths_do_not_overflow():
 )
 def test_what_counts_as_correct(reward, accuracy, threshold, expected):
     assert is_correct(reward, accuracy, threshold) is expected
+
+
+@pytest.mark.parametrize(
+    ("value", "best", "expected"),
+    [(1.0, 1.0, True), (0.51, 1.0, True), (0.5, 1.0, False), (0.07, 1.0, False), (-1.0, 1.0, False), (True, 1.0, True),
+     (5.0, 10.0, False), (5.1, 10.0, True), (1.0, 10.0, False), (math.nan, 1.0, False)],
+)  # fmt: skip
+def test_without_a_threshold_half_of_the_best_is_not_enough(value, best, expected):
+    assert is_correct(value, None, None, best) is expected
+    assert is_correct(0.0, value, best=best) is expected
+
+
+def test_the_scale_of_a_data_source_is_its_own():
+    scale = RewardScale()
+    assert (scale.best("math"), scale.partial) == (1.0, None)
+    scale.see("math", [0.0, 1.0, -1.0, math.nan, math.inf])
+    scale.see("essays", [3.0, 10.0, 7.0])
+    assert (scale.best("math"), scale.best("essays"), scale.best("other")) == (1.0, 10.0, 1.0)
+    assert scale.partial is None
+    scale.see("math", [0.25, 0.75])
+    assert (scale.best("math"), scale.partial) == (1.0, 0.25)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -13,6 +14,9 @@ from rich.text import Text
 from rpo_verl.rpo.shaping import is_correct
 from rpo_verl.tools.cli.common import console, errors, new_app
 from rpo_verl.tools.errors import CommandError
+
+#: How the `uid` of a row begins that veRL adds to fill up a batch.
+PADDING = re.compile(r"pad[0-9a-f]{32}(_|$)")
 
 app = new_app("Rollouts in veRL's trainer.rollout_data_dir.")
 
@@ -60,10 +64,14 @@ def _records(folder: Path, steps: list[int] | None) -> Iterator[dict[str, Any]]:
         with files[number].open(encoding="utf-8") as file:
             for line, text in enumerate(file, start=1):
                 try:
-                    yield json.loads(text)
+                    record = json.loads(text)
                 except ValueError:
                     # veRL is writing this line, or was killed while it did.
                     errors.print(f"{files[number]}:{line}: not JSON, skipped", style="yellow", soft_wrap=True)
+                    continue
+                # veRL fills batches up with rows that are no rollouts.
+                if not (isinstance(record, dict) and PADDING.match(str(record.get("uid", "")))):
+                    yield record
 
 
 def _print(record: dict[str, Any]) -> None:
@@ -76,7 +84,7 @@ def _print(record: dict[str, Any]) -> None:
             head += f"  advantage {record['rpo_advantage']:+.3f}"
         if record["rpo_prefix_tokens"]:
             head += (
-                f"  prefix {record['rpo_prefix_tokens']} tokens of step {record['rpo_source_step']}, "
+                f"  prefix {record['rpo_prefix_tokens']} tokens by the policy of step {record['rpo_source_step']}, "
                 f"m = {record['rpo_dropped']}"
             )
     console.print(Text.assemble((f"{head}  ", "bold"), verdict), soft_wrap=True)

@@ -63,13 +63,44 @@ def load_reward(module: ModuleType | None, name: str) -> Score:
         result = function(
             data_source=row.get("data_source"),
             solution_str=text,
-            ground_truth=(row.get("reward_model") or {}).get("ground_truth"),
+            ground_truth=_ground_truth(row),
             extra_info=row.get("extra_info"),
         )
         if inspect.iscoroutine(result):
             result = asyncio.run(result)
         reported = result if isinstance(result, dict) else {"score": result}
-        number, accuracy = float(reported["score"]), reported.get("acc")
-        return Verdict(number, is_correct(number, None if accuracy is None else float(accuracy)))
+        if "score" not in reported:
+            raise CommandError(f"--reward-name={name}: it returned {reported!r} without a score{_of(row)}")
+        number = _number(reported["score"], name, "a score of", row)
+        accuracy = reported.get("acc")
+        return Verdict(number, is_correct(number, None if accuracy is None else _number(accuracy, name, "acc", row)))
 
     return score
+
+
+def _ground_truth(row: Mapping[str, Any]) -> Any:
+    """The row's ground truth, None without one.
+
+    Raises:
+        CommandError: if `reward_model` is text or a list.
+    """
+    truth = row.get("reward_model") or {}
+    if not isinstance(truth, Mapping):
+        raise CommandError(f"--data: reward_model is {truth!r}, not a mapping with ground_truth in it{_of(row)}")
+    return truth.get("ground_truth")
+
+
+def _number(value: Any, name: str, what: str, row: Mapping[str, Any]) -> float:
+    """A number that a reward function reported; NaN is for the caller to judge."""
+    try:
+        if not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise CommandError(f"--reward-name={name}: it returned {what} {value!r}, which is no number{_of(row)}")
+
+
+def _of(row: Mapping[str, Any]) -> str:
+    """Words that lead to a row."""
+    facts = {"data_source": row.get("data_source"), "reward_model": row.get("reward_model")}
+    return f" (row: {', '.join(f'{key} {value!r:.120}' for key, value in facts.items())})"

@@ -80,6 +80,17 @@ def generated_tokens(run: Run, metrics: Metrics) -> float:
     return in_batch * (1 + discarded / groups) if groups else in_batch
 
 
+def lost(run: Run) -> dict[str, float]:
+    """Count what a run lost to failed rollouts and rewards: what it is → how many, without those that are 0."""
+    names = {
+        "responses without a rollout or a reward": "rpo/response/failed_total",
+        "groups without a single response": "rpo/groups/failed_total",
+        "failed groups that veRL replaced": "rpo/left_out/failed_total",
+    }
+    sums = {what: sum(metrics.get(name, 0.0) for metrics in run.steps.values()) for what, name in names.items()}
+    return {what: count for what, count in sums.items() if count > 0}
+
+
 def seconds(run: Run, metrics: Metrics) -> float:
     """Duration of a step without validation."""
     return metrics.get("timing_s/step", 0.0)

@@ -7,7 +7,7 @@ import matplotlib
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from rpo_verl.tools.report.charts import DISCARDED, Chart, Line, build_charts, totals
+from rpo_verl.tools.report.charts import DISCARDED, Chart, Line, build_charts, lost, totals
 from rpo_verl.tools.report.runs import Run, differing_settings
 
 #: Colour-blind safe (Okabe and Ito).
@@ -107,6 +107,9 @@ def _cautions(runs: list[Run]) -> str:
         first = min(step for step, metrics in run.steps.items() if "timing_s/step" in metrics)
         if first > 1:
             notes.append(f"{run.path} begins with step {first}: veRL's file logger starts over when a run resumes.")
+        if losses := lost(run):
+            counts = "; ".join(f"{count:,.0f} {what}" for what, count in losses.items())
+            notes.append(f"{run.path} lost to failures: {counts}.")
         discarded = any(metrics.get(name) for metrics in run.steps.values() for name in DISCARDED)
         if discarded and not run.settings and "rpo/tokens/reused_total" not in run.steps[first]:
             notes.append(f"{run.path}: without settings, generated tokens exclude discarded groups.")
