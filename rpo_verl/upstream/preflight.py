@@ -6,6 +6,7 @@ import importlib.util
 import io
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +160,9 @@ def _verls_settings(config: DictConfig) -> Iterator[str]:
     from verl.utils.config import validate_config
 
     try:
-        # It prints that all is well; veRL's own call does so, too.
-        with contextlib.redirect_stdout(io.StringIO()):
+        # It prints and warns; veRL's own call does so again.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             validate_config(
                 config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
             )

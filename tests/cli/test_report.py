@@ -149,6 +149,17 @@ def test_a_run_that_resumed_says_where_it_begins(tmp_path):
     assert "begins with step 6" in render([run], [])
 
 
+def test_what_failures_cost_has_a_line(tmp_path):
+    path = write_run(tmp_path / "run", rpo=True) / "metrics.jsonl"
+    assert "lost to failures" not in render([load_run(str(path))], [])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines[3:5]:
+        line["data"] |= {"rpo/response/failed_total": 5, "rpo/groups/failed_total": 1, "rpo/left_out/failed_total": 0}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = render([load_run(str(path))], [])
+    assert "lost to failures: 10 responses without a rollout or a reward; 2 groups without a single response." in page
+
+
 def test_settings_that_differ(runs):
     differing = differing_settings([load_run(run) for run in runs])
     assert differing == {"data.seed": [1, 1, 2], "rpo.truncation.max_fraction": ["–", 0.1, 0.1]}

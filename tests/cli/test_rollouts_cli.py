@@ -56,6 +56,14 @@ def test_filters(folder, options, present, absent):
     assert absent not in output
 
 
+@pytest.mark.parametrize("record", [RPO, PLAIN])
+def test_rows_that_only_fill_up_a_batch_are_left_out(folder, record):
+    padding = record | {"input": "", "output": "", "score": 0.0, "uid": "pad" + "0a" * 16 + "_0_0"}
+    (folder / "8.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (padding, record, padding)))
+    output = show(folder, "--step", 8)
+    assert output.count("reward") == output.count(record["input"]) == 1
+
+
 def test_nothing_to_show(folder, tmp_path):
     assert "passes these filters" in show(folder, "--question", "no such question", expect=1)
     empty = tmp_path / "empty"

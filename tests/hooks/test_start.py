@@ -131,7 +131,4 @@ def test_a_column_of_our_name_in_the_data_is_refused():
     injection = Injection(Planned(), question_ids, "single_turn_agent", 8)
     with pytest.raises(ValueError, match="the data set has a column rpo_start"):
         injection(batch(["a"], rpo_start=NonTensorStack("theirs")))
-    prompts = batch(["a", "b"])
-    for _ in range(2):  # as rollouts that veRL issues again after a restart
-        injection(prompts)
-    assert [start.kind for start in prompts["rpo_start"]] == ["full", "full"]
+    injection(batch(["a", "b"], rpo_start=NonTensorStack(None, START)))  # our own

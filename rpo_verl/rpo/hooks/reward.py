@@ -35,7 +35,7 @@ def reported_accuracy(reward_extra_info: Mapping[str, Any]) -> float | None:
         ValueError: if it is text, a list, NaN or infinite.
     """
     accuracy = reward_extra_info.get("acc")
-    return None if accuracy is None else _finite(accuracy, "the reward function reported acc=")
+    return None if accuracy is None else _finite(accuracy, "reported acc=")
 
 
 def verdict(reward: float, accuracy: float | None, config: Any) -> bool:
@@ -54,14 +54,14 @@ def failures_in_worker(worker: object) -> list[str]:
     return list(_failures)
 
 
-def _finite(value: Any, source: str) -> float:
-    """A reward or an accuracy as a number; the error begins with `source` and the value."""
+def _finite(value: Any, verb: str) -> float:
+    """A reward or an accuracy as a number; the error says what the reward function did, by a verb before the value."""
     try:
         number = math.nan if value is None or isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, RuntimeError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{source}{_quote(value)}; RPO needs a finite number for every response.")
+        raise ValueError(f"the reward function {verb}{_quote(value)}; RPO needs a finite number for every response.")
     return number
 
 
@@ -138,7 +138,7 @@ class WholeResponseRewardManager(RewardManagerBase):
         return f"Reward manager: {self.config[WRAPPED].reward_manager!r}; {row}."
 
     def _judge(self, reward: Any, info: Mapping[str, Any]) -> dict[str, Any]:
-        number = _finite(reward, "the reward function returned ")
+        number = _finite(reward, "returned ")
         taken = sorted(RESERVED & info.keys())
         if taken:
             raise ValueError(

@@ -84,7 +84,7 @@ def _print(record: dict[str, Any]) -> None:
             head += f"  advantage {record['rpo_advantage']:+.3f}"
         if record["rpo_prefix_tokens"]:
             head += (
-                f"  prefix {record['rpo_prefix_tokens']} tokens by the policy of step {record['rpo_source_step']}, "
+                f"  prefix {record['rpo_prefix_tokens']} tokens of step {record['rpo_source_step']}, "
                 f"m = {record['rpo_dropped']}"
             )
     console.print(Text.assemble((f"{head}  ", "bold"), verdict), soft_wrap=True)
