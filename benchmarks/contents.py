@@ -85,12 +85,12 @@ def _named(value: Any) -> str:
 
 
 def _described(value: Any) -> str:
-    """What a class attribute is, functions by their code."""
+    """What a class attribute is: functions by their code; values change while a process runs, so they are only there."""
     inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
     code = getattr(inner, "__code__", None)
     if isinstance(code, CodeType):
         return f"{type(value).__name__} {code.co_filename}:{code.co_firstlineno} {len(code.co_code)}"
-    return type(value).__name__
+    return "a value"
 
 
 def _write_again_and_again(folder: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 #: Rows, files or keys that one message lists.
 LISTED = 3
+#: Checks that read files.
+OF_FILES = ("model", "reward function", "checkpoint", "data")
 REWARD_FUNCTION, REWARD_MANAGER = "reward.custom_reward_function", "reward.reward_manager"
 
 
@@ -37,15 +40,20 @@ class Finding:
 
 
 class CheckInputs(Callback):
-    """Hydra callback of the groups: ends a run before Ray starts where it would end later."""
+    """Hydra callback of the groups: ends a run before Ray starts where it would end later.
+
+    A run on a Ray cluster that is there already may have its files on another machine. For it, findings on files are
+    warnings.
+    """
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Raises SystemExit with every problem, which Hydra does not turn into a warning; logs the warnings."""
         problems = []
+        elsewhere = os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address")
         for finding in findings(config):
-            if not finding.ok:
+            if not finding.ok and not (elsewhere and finding.check in OF_FILES):
                 problems.append(f"{finding.check}: {finding.details}")
-            elif finding.warning:
+            elif finding.warning or not finding.ok:
                 logger.warning("rpo_verl: %s: %s", finding.check, finding.details)
         if problems:
             raise SystemExit("rpo_verl: this run would fail:\n  " + "\n  ".join(problems))
@@ -137,7 +145,9 @@ def _values(config: DictConfig) -> Iterator[str]:
     try:
         container = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
-        yield str(error).replace("\n", " ")
+        # What Hydra fills in is there in a run alone.
+        if "hydra" not in str(error).lower():
+            yield str(error).replace("\n", " ")
         return
     yield from (f"{key}=nan: is no number" for key in _nan_keys(container))
 

@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TINY
+from hydra import compose, initialize_config_module
 from typer.testing import CliRunner
 from verl.plugin.platform import get_platform
 
 from rpo_verl.tools.cli.main import app
+from rpo_verl.upstream.preflight import CheckInputs
 
 COMMAND = Path(sys.executable).parent / "rpo-verl"
 
@@ -225,6 +227,30 @@ def test_the_run_refuses_what_the_doctor_finds(data_dir):
     assert "data: data.train_batch_size=64, but data.train_files has 8 rows" in done.stderr
     assert "trainer.resume_mode=no: must be auto, disable or resume_path" in done.stderr
     assert "Started a local Ray instance" not in done.stderr + done.stdout
+
+
+def inputs_of(data_dir, *overrides):
+    """veRL's configuration for a run of which only the inputs are checked."""
+    command = arguments(data_dir, *overrides)[2:]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", [*command, "+rpo=enabled"])
+
+
+def test_files_on_another_machine_are_a_warning(data_dir, monkeypatch, caplog):
+    config = inputs_of(data_dir, "data.train_files=/elsewhere/train.parquet")
+    with pytest.raises(SystemExit, match=r"data: /elsewhere/train\.parquet: no such file"):
+        CheckInputs().on_job_start(config)
+    monkeypatch.setenv("RAY_ADDRESS", "ray.example:6379")
+    CheckInputs().on_job_start(config)
+    assert "data: /elsewhere/train.parquet: no such file" in caplog.text
+    # Settings are the same everywhere.
+    with pytest.raises(SystemExit, match="adv_estimator=gropo"):
+        CheckInputs().on_job_start(inputs_of(data_dir, "algorithm.adv_estimator=gropo"))
+
+
+def test_a_sound_run_is_let_through(data_dir, caplog):
+    CheckInputs().on_job_start(inputs_of(data_dir))
+    assert caplog.text == ""
 
 
 def test_what_hydra_would_refuse(examine):
