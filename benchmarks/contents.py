@@ -62,7 +62,7 @@ def contents() -> dict[str, Any]:
         "plugin": "rpo_verl.plugin" in sys.modules,
         "modules": sorted(loaded),
         "registries": {name: {str(k): _named(v) for k, v in content.items()} for name, content in registries.items()},
-        "classes": {_named(cls): {name: _described(value) for name, value in vars(cls).items()} for cls in ancestors},
+        "classes": {_named(cls): _functions(cls) for cls in ancestors},
     }
 
 
@@ -84,13 +84,16 @@ def _named(value: Any) -> str:
     return repr(value)
 
 
-def _described(value: Any) -> str:
-    """What a class attribute is: functions by their code; values change while a process runs, so they are only there."""
-    inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-    code = getattr(inner, "__code__", None)
-    if isinstance(code, CodeType):
-        return f"{type(value).__name__} {code.co_filename}:{code.co_firstlineno} {len(code.co_code)}"
-    return "a value"
+def _functions(cls: type) -> dict[str, str]:
+    """Functions of a class itself → their kind and code. Values are left out: they change while a process runs."""
+    found = {}
+    for name, value in vars(cls).items():
+        inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        code = getattr(inner, "__code__", None)
+        if isinstance(code, CodeType):
+            place = f"{Path(code.co_filename).name}:{code.co_firstlineno}"
+            found[name] = f"{type(value).__name__} {place} {len(code.co_code)}"
+    return found
 
 
 def _write_again_and_again(folder: Path) -> None:
