@@ -71,7 +71,7 @@ def _keep(failure: str) -> None:
 
 
 def _quote(value: Any) -> str:
-    text = repr(value)
+    text = repr(str(value) if isinstance(value, str) else value)
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}…"
 
 
