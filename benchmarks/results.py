@@ -6,9 +6,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.statistics import Difference, Record, area, differences, overturned, paired, reached
 from rpo_verl.tools.evaluation.results import markdown
-
-Record = Mapping[str, Any]
 
 #: Options of arms whose runs are published, and which no longer exist.
 REMOVED_OPTIONS = ("rpo.truncation.adaptive", "rpo.rollout.full_rollout_prob")
@@ -19,28 +18,6 @@ def label(results: Mapping[str, Any], arm: str) -> str:
     overrides = results.get("arms", {}).get(arm, {}).get("overrides", ())
     removed = any(override.split("=")[0] in REMOVED_OPTIONS for override in overrides)
     return f"{arm} (option removed since)" if removed else arm
-
-
-def reached(run: Record, accuracy: float, axis: str) -> float | None:
-    """Find where the run's validation accuracy first reaches `accuracy`, linear between validations.
-
-    Args:
-        run: a record of bench.py.
-        accuracy: to be reached.
-        axis: `seconds` or `tokens`.
-
-    Returns:
-        None if it never does.
-    """
-    before = None
-    for point in run["curve"]:
-        if point["accuracy"] >= accuracy:
-            if before is None:
-                return point[axis]
-            share = (accuracy - before["accuracy"]) / (point["accuracy"] - before["accuracy"])
-            return before[axis] + share * (point[axis] - before[axis])
-        before = point
-    return None
 
 
 def spread(values: Sequence[float | None], form: str, none: str = "never") -> str:
@@ -96,14 +73,110 @@ def accuracy_rows(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-#: Each algorithm: alone, with the parts of the plug-in that any training can have, and with RPO.
-ALGORITHMS = (("grpo", "grpo-lean", "rpo"), ("dapo", "dapo-lean", "dapo-rpo"))
+def difference(found: Difference, form: str = "{:+.1f}") -> str:
+    """The mean difference, with its interval where there is one."""
+    text = form.format(found.mean)
+    return text if found.low is None else f"{text} [{form.format(found.low)}, {form.format(found.high)}]"
+
+
+def final_accuracy(run: Record) -> float:
+    """Accuracy at the end of a run."""
+    return run["curve"][-1]["accuracy"]
+
+
+def in_points(results: Mapping[str, Any], of: Callable[[str, Record], float], arm: str) -> list[float]:
+    """Differences of an arm from the suite's first arm, in points, one per seed that both have.
+
+    Args:
+        results: of a suite.
+        of: from seed and run to an accuracy.
+        arm: the arm.
+    """
+    runs = results["runs"]
+    values = [{seed: 100 * of(seed, run) for seed, run in runs[name].items()} for name in (arm, next(iter(runs)))]
+    return differences(*values)
+
+
+def difference_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Table of the arms against the first one over paired seeds, one arm per row, head first.
+
+    Differences are in points of accuracy, means over seeds with 95 % t intervals. The areas are those under accuracy
+    against tokens and against seconds, up to what the first arm spends on the seed. The last two columns say where an
+    arm reaches the first arm's final accuracy, as a share of what that arm spends in all.
+    """
+    runs = results["runs"]
+    baseline = next(iter(runs))
+    # The start of a seed is missing until the arm that validates it for all has run.
+    begun = {arm: {s: run for s, run in of.items() if run["curve"][0]["step"] == 0} for arm, of in runs.items()}
+    ends = {seed: run["curve"][-1] for seed, run in begun[baseline].items()}
+
+    def under(axis: str) -> Callable[[str, Record], float]:
+        return lambda seed, run: area(run, axis, ends[seed][axis])
+
+    def share(axis: str) -> Callable[[str, Record], float | None]:
+        def of(seed: str, run: Record) -> float | None:
+            at = reached(run, ends[seed]["accuracy"], axis)
+            return None if at is None else at / ends[seed][axis]
+
+        return of
+
+    rows = [
+        ["arm", "seeds", "at the end", f"against {baseline}, points", "area over tokens, points",
+         "area over time, points", f"tokens to {baseline}'s end", f"time to {baseline}'s end"]
+    ]  # fmt: skip
+    for arm, by_seed in begun.items():
+        compared = {seed: run for seed, run in by_seed.items() if seed in ends}
+        if not compared:
+            continue
+        cells = [label(results, arm), str(len(compared)), f"{fmean(map(final_accuracy, compared.values())):.3f}"]
+        if arm == baseline:
+            cells += ["", "", ""]
+        else:
+            shared = {"runs": {baseline: begun[baseline], arm: compared}}
+            of_all = (lambda _, run: final_accuracy(run), under("tokens"), under("seconds"))
+            cells += [difference(paired(in_points(shared, of, arm))) for of in of_all]
+        for axis in ("tokens", "seconds"):
+            cells.append(spread([share(axis)(seed, run) for seed, run in compared.items()], "{:.0%}"))
+        rows.append(cells)
+    return rows
+
+
+def overturning(results: Mapping[str, Any]) -> list[str]:
+    """One sentence per arm: whether its end differs from the first arm's, and what would undo that."""
+    baseline, *others = results["runs"]
+    shared = [arm for arm in others if set(results["runs"][arm]) & set(results["runs"][baseline])]
+    ends = {arm: in_points(results, lambda _, run: final_accuracy(run), arm) for arm in shared}
+    return [f"`{arm}` against `{baseline}`: {overturned(found)}" for arm, found in ends.items()]
+
+
+def end_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Table of the policies at the end of runs with exact accuracy, one arm per row, head first: means over seeds."""
+    columns: dict[str, tuple[Callable[[Record], float], str]] = {
+        "T = 1, exact": (lambda run: run["exact"]["accuracy"], "{:.3f}"),
+        "greedy": (lambda run: run["exact"]["greedy"], "{:.3f}"),
+        **{f"pass@{k}": (lambda run, k=k: run["exact"]["pass_at_k"][str(k)], "{:.3f}") for k in (2, 8, 32)},
+        "entropy, nats a token": (lambda run: run["exact"]["entropy"], "{:.4f}"),
+        "sampled": (lambda run: run["pass_at_k"]["1"], "{:.3f}"),
+        "answer, tokens": (lambda run: run["answer_tokens"], "{:.1f}"),
+    }
+    rows = [["arm", "seeds", *columns]]
+    for arm, by_seed in results["runs"].items():
+        found = (spread([of(run) for run in by_seed.values()], form) for of, form in columns.values())
+        rows.append([label(results, arm), str(len(by_seed)), *found])
+    return rows
+
+
+#: Each algorithm: with the lean layer, as veRL has it, and with RPO.
+ALGORITHMS = (("grpo", "grpo-plain", "rpo"), ("dapo", "dapo-plain", "dapo-rpo"))
 
 
 def algorithms(results: Mapping[str, Any]) -> list[list[str]]:
-    """The arms of each algorithm that have results, the baseline first; without a baseline an algorithm has none."""
-    found = [[arm for arm in arms if arm in results["runs"]] for arms in ALGORITHMS if arms[0] in results["runs"]]
-    return [arms for arms in found if len(arms) > 1]
+    """The arms of each algorithm that have results, the baseline first; without a baseline an algorithm has none.
+
+    The baseline is veRL as it comes where results are older than the lean layer.
+    """
+    found = [[arm for arm in arms if arm in results["runs"]] for arms in ALGORITHMS]
+    return [arms for arms in found if len(arms) > 1 and arms[0] in ("grpo", "grpo-plain", "dapo", "dapo-plain")]
 
 
 def headline_rows(results: Mapping[str, Any]) -> list[list[str]]:
@@ -226,17 +299,30 @@ def waiting(results: Mapping[str, Any]) -> str:
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
+def is_exact(results: Mapping[str, Any]) -> bool:
+    """Whether the accuracies were computed and not sampled."""
+    return "exact_questions" in results["settings"]
+
+
 def provenance(results: Mapping[str, Any]) -> str:
     """One sentence: command, length, machine, versions, commits."""
     settings, machine = results["settings"], results["machine"]
     runs = [run for by_seed in results["runs"].values() for run in by_seed.values()]
     commits, processors = (sorted({run[key] for run in runs}) for key in ("commit", "processor"))
+    validated = (
+        f"validated every {settings['test_freq']} on {settings['val_questions']} questions, "
+        f"{settings['samples']} answers to each"
+    )
+    if is_exact(results):
+        validated = (
+            f"exact accuracy every {settings['test_freq']} on {settings['exact_questions']:,} questions, at the end "
+            f"{settings['samples']} answers to each of {settings['val_questions']} besides"
+        )
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"`python -m benchmarks.bench --suite {results['suite']}`: problems of {settings['problem_steps']} "
         f"operations, {settings['questions']} questions, {settings['steps']} training steps, "
-        f"validated every {settings['test_freq']} on {settings['val_questions']} questions, "
-        f"{settings['samples']} answers to each; "
+        f"{validated}; "
         f"a run a core, {machine['cores']} cores of {' and '.join(processors)}, Python {machine['python']}, "
         f"{versions}; "
         f"commit {', '.join(commits)}."
@@ -248,7 +334,11 @@ def page(results: Mapping[str, Any]) -> str:
 
     A suite that asks questions has a table for each: its arms do not all begin with the same policy.
     """
-    tables = [] if results["questions"] else [markdown(accuracy_rows(results)), markdown(time_rows(results))]
+    tables = []
+    if not results["questions"]:
+        shown = [accuracy_rows, difference_rows, *([end_rows] if is_exact(results) else []), time_rows]
+        tables = [markdown(rows_of(results)) for rows_of in shown]
+        tables.insert(2, "".join(f"- {sentence}\n" for sentence in overturning(results)))
     for question, arms in results["questions"].items():
         if arms[0] in results["runs"]:
             tables.append(f"{question}:\n\n{markdown(question_rows(results, question))}")
@@ -280,7 +370,7 @@ def plot_curves(results: Mapping[str, Any], path: Path) -> None:
     for axis, (name, _) in zip(axes, axes_of.values(), strict=True):
         axis.set(xlabel=name)
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="validation accuracy (full rollouts)")
+    axes[0].set(ylabel="accuracy of full rollouts")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
