@@ -10,7 +10,7 @@ ARGS ?=
 JOBS ?= 2
 VERL ?= 0.9.1
 
-.PHONY: demo demo-dapo pass-at-k bench lab test test-slow test-recipes docs docs-serve results bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test contract setup lint lock pretrain clean
+.PHONY: demo demo-dapo pass-at-k policies bench lab test test-slow test-recipes docs docs-serve results bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test contract setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO with cuts near the end, on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python -m benchmarks.demo $(ARGS)
@@ -21,7 +21,10 @@ demo-dapo: setup  ## the same for DAPO against DAPO+RPO, in runs/demo-dapo
 pass-at-k: setup  ## pass@k of the tiny reasoner before training, after GRPO and after GRPO+RPO as in the demo, in runs/pass-at-k
 	$(BIN)/python -m benchmarks.pass_at_k $(ARGS)
 
-bench: setup  ## GRPO and DAPO with and without RPO, three seeds each; --suite cuts, talkative, ablations: hours, resumable; in runs/bench
+policies: setup  ## the policies that suites begin with, and what they can: table and runs/policies
+	$(BIN)/python -m benchmarks.policies $(ARGS)
+
+bench: setup  ## GRPO, DAPO, RPO and competitors, five seeds each; --suite biased, biased-more, talkative, cuts, talkative-cuts, ablations: hours, resumable; in runs/bench
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 lab: setup  ## the fast lane, minutes a run; --suite lr, competitors: hours, resumable; in runs/lab

@@ -1,14 +1,37 @@
 """Every way to train that the demo, the benches and their tables compare, and the suites of bench.py.
 
-An arm's name means one set of overrides everywhere. Suites differ in questions, steps, seeds and policies.
+An arm's name means one set of overrides everywhere. Suites differ in questions, steps, seeds and policies. Every arm
+has the lean layer, so that no arm waits longer for the trainer's poll, or updates on more rows, than another;
+`…-plain` is veRL as it comes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.policies import talkative, weakened, weakest
+from benchmarks.policies import biased, biased_more, talkative, weakened, weakest
 from benchmarks.stores import Cache, initial_answers, trained_answers, true_answers
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """The best learning rate of a family of arms, and how it was found."""
+
+    value: str
+    sweep: str
+
+
+NO_SWEEP = "the recipe's; no sweep yet"
+#: Family of arms → its learning rate. The schedule is the same for all: cosine, from the first step to the last.
+LEARNING_RATES = {
+    "grpo": LearningRate("3e-4", NO_SWEEP),
+    "dapo": LearningRate("3e-4", NO_SWEEP),
+    "rpo": LearningRate("3e-4", NO_SWEEP),
+    "dapo-rpo": LearningRate("3e-4", NO_SWEEP),
+    "raft": LearningRate("3e-4", NO_SWEEP),
+}
+#: Tokens that RPO generates, as a share of GRPO's (docs/results/bench-main.json).
+RPO_TOKENS = 0.74
 
 
 @dataclass(frozen=True)
@@ -25,6 +48,17 @@ class Arm:
 
     max_response_length: int = 128
 
+    family: str = "grpo"
+    """Of LEARNING_RATES."""
+
+    share_of_steps: float = 1.0
+    """Of the suite's training steps, for a run at the tokens of another arm."""
+
+    @property
+    def all_knobs(self) -> dict[str, str]:
+        """The knobs with the family's learning rate."""
+        return {"LEARNING_RATE": LEARNING_RATES[self.family].value, **self.knobs}
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -33,7 +67,13 @@ class Suite:
     arms: Mapping[str, Arm]
     steps: int
     test_freq: int
+    """Steps between two points of a curve."""
+
     seeds: tuple[int, ...]
+    exact: bool = False
+    """Whether accuracy is computed from exported checkpoints, because every question has one right solution. Otherwise
+    it is that of sampled answers."""
+
     questions: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Question → arms that answer it, for the tables of a suite with many: the baseline first, then cuts in the last
     tenth, then the arms in question."""
@@ -52,6 +92,10 @@ class Suite:
         """The first arm that begins with the same policy. Its validation before training counts for all of them."""
         return next(name for name, other in self.arms.items() if other.model is self.arms[arm].model)
 
+    def steps_of(self, arm: str) -> int:
+        """Training steps of an arm."""
+        return round(self.steps * self.arms[arm].share_of_steps)
+
     def of_length(self, steps: int) -> "Suite":
         """The same with another number of training steps, validated as often."""
         return replace(self, steps=steps, test_freq=max(1, round(self.test_freq * steps / self.steps)))
@@ -59,7 +103,7 @@ class Suite:
 
 def rpo(*overrides: str, cache: Cache | None = None, **knobs: str) -> Arm:
     """GRPO with RPO, its defaults but for `overrides`."""
-    return Arm(("+rpo=enabled", *overrides), knobs, cache)
+    return Arm(("+rpo=enabled", *overrides), knobs, cache, family="rpo")
 
 
 def cuts(
@@ -89,33 +133,49 @@ def tenth(*overrides: str, cache: Cache | None = None, **knobs: str) -> Arm:
 
 
 NEVER_FULL = "rpo.rollout.full_rollout_every=0"
-GRPO = Arm()
-DAPO = Arm(
-    (
-        "actor_rollout_ref.actor.clip_ratio_high=0.28",
-        "reward.reward_manager.name=dapo",
-        "+reward.reward_kwargs.overlong_buffer_cfg={enable: true, len: 16, penalty_factor: 1.0, log: false}",
-        "+reward.reward_kwargs.max_resp_len=${data.max_response_length}",
-        "algorithm.filter_groups.enable=true",
-        "algorithm.filter_groups.metric=acc",
-        "algorithm.filter_groups.max_inflight_gen_batches=2",
-    )
+GRPO_PLAIN = Arm()
+GRPO = Arm(("+lean=enabled",))
+DAPO_OVERRIDES = (
+    "actor_rollout_ref.actor.clip_ratio_high=0.28",
+    "reward.reward_manager.name=dapo",
+    "+reward.reward_kwargs.overlong_buffer_cfg={enable: true, len: 16, penalty_factor: 1.0, log: false}",
+    "+reward.reward_kwargs.max_resp_len=${data.max_response_length}",
+    "algorithm.filter_groups.enable=true",
+    "algorithm.filter_groups.metric=acc",
+    "algorithm.filter_groups.max_inflight_gen_batches=2",
 )
 
 
 def with_dapo(arm: Arm) -> Arm:
     """The same with DAPO in place of GRPO."""
-    return replace(arm, overrides=(*DAPO.overrides, *arm.overrides))
+    family = {"grpo": "dapo", "rpo": "dapo-rpo"}[arm.family]
+    return replace(arm, overrides=(*DAPO_OVERRIDES, *arm.overrides), family=family)
 
 
-#: GRPO and DAPO as veRL has them, with the parts of the plug-in that any training can have, and with RPO's defaults.
+def epochs(number: int) -> Arm:
+    """GRPO that uses every batch several times, so its old log-probabilities are those of the rollout in all epochs."""
+    return replace(GRPO, overrides=(*GRPO.overrides, f"actor_rollout_ref.actor.ppo_epochs={number}"))
+
+
+#: Imitation of the right ones among full rollouts; benchmarks/raft.py registers the estimator.
+RAFT = Arm((*GRPO.overrides, "algorithm.adv_estimator=raft"), family="raft")
+
+#: GRPO and DAPO with the lean layer, as veRL has them, and with RPO's defaults.
 MAIN = {
     "grpo": GRPO,
-    "grpo-lean": Arm(("+lean=enabled",)),
+    "grpo-plain": GRPO_PLAIN,
     "rpo": rpo(),
-    "dapo": DAPO,
-    "dapo-lean": with_dapo(Arm(("+lean=enabled",))),
+    "dapo": with_dapo(GRPO),
+    "dapo-plain": with_dapo(GRPO_PLAIN),
     "dapo-rpo": with_dapo(rpo()),
+}
+#: Ways to need fewer tokens, or to learn more from them, that cost nothing to try.
+COMPETITORS = {
+    "grpo-2epochs": epochs(2),
+    "grpo-4epochs": epochs(4),
+    "grpo-half": replace(GRPO, knobs={"GROUP_SIZE": "4"}),
+    "raft": RAFT,
+    "raft-rpo-tokens": replace(RAFT, share_of_steps=RPO_TOKENS),
 }
 #: The demo's arms by algorithm; the first two are those it trains by default. Its cuts near the end save most, and this
 #: task allows them, because all its solutions are equally long. Under DAPO most groups with an advantage are full
@@ -125,13 +185,25 @@ DEMO = {
         "grpo": GRPO,
         "L0.1": tenth(),
         "rpo": MAIN["rpo"],
+        "grpo-plain": GRPO_PLAIN,
         # The paper's loss covers the prefix, whose old log-probabilities only the trainer can compute.
-        "paper": Arm(("+rpo=paper", "algorithm.rollout_correction.bypass_mode=false")),
+        "paper": Arm(("+rpo=paper", "algorithm.rollout_correction.bypass_mode=false"), family="rpo"),
     },
-    "dapo": {"dapo": DAPO, "dapo-L0.1": with_dapo(cuts(0.1, full_every=5)), "dapo-rpo": MAIN["dapo-rpo"]},
+    "dapo": {
+        "dapo": MAIN["dapo"],
+        "dapo-L0.1": with_dapo(cuts(0.1, full_every=5)),
+        "dapo-rpo": MAIN["dapo-rpo"],
+        "dapo-plain": MAIN["dapo-plain"],
+    },
 }
-# The baseline of most comparisons, whose checkpoint answers for `trained_answers`, and the arm that ablations change.
-BASELINES = {"grpo": GRPO, "L0.1": DEMO["grpo"]["L0.1"]}
+# The baselines of most comparisons, and the arm that ablations change. The checkpoint of the first one answers for
+# `trained_answers`.
+BASELINES = {"grpo": GRPO, "grpo-plain": GRPO_PLAIN, "L0.1": DEMO["grpo"]["L0.1"]}
+
+
+def on(policy: Callable[[Path], Path], arms: Mapping[str, Arm]) -> dict[str, Arm]:
+    """The same arms, beginning with another policy."""
+    return {name: replace(arm, model=policy) for name, arm in arms.items()}
 
 
 def talking(arm: Arm) -> Arm:
@@ -143,6 +215,7 @@ def with_weak_policy(name: str, model: Callable[[Path], Path]) -> dict[str, Arm]
     """Without RPO, with it, and with answers from elsewhere in its cache."""
     return {
         f"{name}-grpo": replace(GRPO, model=model),
+        f"{name}-grpo-plain": replace(GRPO_PLAIN, model=model),
         f"{name}-L0.1": replace(tenth(), model=model),
         f"{name}-truth": replace(tenth(cache=true_answers), model=model),
         f"{name}-strong": replace(tenth(cache=trained_answers), model=model),
@@ -158,7 +231,7 @@ CUTS_AT = {
 }
 ALPHAS = (0, 0.01, 0.1, 1)
 
-TALKING = {"talk-grpo": talking(GRPO), "talk-L0.1": talking(tenth())}
+TALKING = {"talk-grpo": talking(GRPO), "talk-grpo-plain": talking(GRPO_PLAIN), "talk-L0.1": talking(tenth())}
 
 # Question → arms that answer it, beside two baselines.
 ABLATIONS = {
@@ -212,15 +285,17 @@ CUTS = {
     "L0.5": cuts(0.5),
     "L1": cuts(1.0),
     "L1-step": cuts(1.0, draw_per="step"),
-    "dapo": DAPO,
+    "dapo": MAIN["dapo"],
+    "dapo-plain": MAIN["dapo-plain"],
     "dapo-L0.1": DEMO["dapo"]["dapo-L0.1"],
 }
 
 # With seeds, on the policy whose answers differ in length: what keeps them whole.
-TALKATIVE = {
+TALKATIVE_CUTS = {
     name: talking(arm)
     for name, arm in {
         "grpo": GRPO,
+        "grpo-plain": GRPO_PLAIN,
         "last-token": tenth("rpo.truncation.max_tokens=1"),
         "L0.1": tenth(),
         "L0.1-full4": cuts(0.1, full_every=4),
@@ -232,10 +307,18 @@ TALKATIVE = {
     }.items()
 }
 
+COMPARED = MAIN | COMPETITORS
+FIVE_SEEDS = (1, 2, 3, 4, 5)
+
 SUITES = {
-    "main": Suite(MAIN, steps=32, test_freq=8, seeds=(1, 2, 3)),
+    # What every claim rests on: the same arms, one policy each.
+    "tiny": Suite(COMPARED, steps=48, test_freq=8, seeds=FIVE_SEEDS, exact=True),
+    "biased": Suite(on(biased, COMPARED), steps=48, test_freq=8, seeds=FIVE_SEEDS, exact=True),
+    "biased-more": Suite(on(biased_more, COMPARED), steps=48, test_freq=8, seeds=FIVE_SEEDS, exact=True),
+    "talkative": Suite({name: talking(arm) for name, arm in COMPARED.items()}, steps=48, test_freq=8, seeds=FIVE_SEEDS),
+    # What decided the defaults.
     "cuts": Suite(CUTS, steps=32, test_freq=8, seeds=(1, 2, 3)),
-    "talkative": Suite(TALKATIVE, steps=32, test_freq=8, seeds=(1, 2, 3)),
+    "talkative-cuts": Suite(TALKATIVE_CUTS, steps=32, test_freq=8, seeds=(1, 2, 3)),
     "ablations": Suite(
         # The baselines of most questions first: others begin with the checkpoint of the very first.
         BASELINES | {name: arm for arms in ABLATIONS.values() for name, arm in arms.items()},

@@ -1,13 +1,15 @@
-"""GRPO and DAPO with and without RPO, several seeds each: accuracy, tokens, time and what that is made of.
+"""GRPO and DAPO, their competitors and RPO, several seeds each: accuracy, tokens, time and what that is made of.
 
-    python -m benchmarks.bench [--suite main] [--arms …] [--seeds 1,2,3] [--out runs/bench/SUITE]
+    python -m benchmarks.bench [--suite tiny] [--arms …] [--seeds 1,2,3] [--out runs/bench/SUITE]
 
-Every run trains one arm with one seed through veRL's own command line; its validations answer every held-out question
-several times. Several runs go on at a time (`--lanes`), each on a core of its own. Seeds are the outer loop and every
-seed begins with another arm, so that slow hours hit all arms; the first arm always comes first where others begin with
-its checkpoint. Finished runs are kept: a second call goes on with the next run, on another machine with
-`--continue-from` and the results.json so far. After every run results.json, results.md and, for a suite with few arms,
-curves.png are written again from the files of all finished runs, those of earlier calls too.
+Every run trains one arm with one seed through veRL's own command line. Where every question has one right solution, a
+run exports its policy every few steps, and accuracy is computed from the exports after the run; it validates once, at
+the end. Elsewhere every validation answers every held-out question several times. Several runs go on at a time
+(`--lanes`), each on a core of its own. Seeds are the outer loop and every seed begins with another arm, so that slow
+hours hit all arms; the first arm always comes first where others begin with its checkpoint. Finished runs are kept: a
+second call goes on with the next run, on another machine with `--continue-from` and the results.json so far. After
+every run results.json, results.md and, for a suite with few arms, curves.png are written again from the files of all
+finished runs, those of earlier calls too.
 """
 
 import argparse
@@ -21,34 +23,82 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.arms import SUITES, Arm, Suite
+import torch
+
+from benchmarks.arms import LEARNING_RATES, SUITES, Arm, Suite
 from benchmarks.lanes import in_lanes, seeds_outermost
 from benchmarks.machine import commit, machine, processor
+from benchmarks.policies import measure_folder
 from benchmarks.results import page, plot_curves
 from benchmarks.steps import Metrics, Step, parts_of, read_metrics, step_of, training_steps
 from benchmarks.stores import PROBLEM_STEPS
-from benchmarks.tiny import ROOT, write_questions
-from benchmarks.training import GROUP_SIZE, SAVE, claim, train
+from benchmarks.tiny import CHECKPOINT, ROOT, write_questions
+from benchmarks.training import GROUP_SIZE, SAVE, claim, save_every, train
 from benchmarks.waiting import waits
 from rpo_verl.tools.evaluation.estimators import pass_at_k
 
 #: In the folder of a finished run: its commit and its processor.
 FINISHED = "finished.json"
+#: In the folder of a run that exported its policy: training step → what was computed from the export.
+EXACT = "exact.json"
+#: Modules that every process of a run loads.
+MODULES = "benchmarks.waiting,benchmarks.raft"
+#: Held-out questions that exact accuracy is computed on, the same for all seeds.
+EXACT_QUESTIONS = 1024
 #: Questions to train and to validate on.
 QUESTIONS, VAL_QUESTIONS = 64, 48
 #: Answers to each held-out question in a validation.
 SAMPLES = 8
 
 
-def curve(steps: Sequence[Step]) -> list[dict[str, float]]:
-    """Validation accuracy with the training steps, seconds and generated tokens that it took."""
+def curve(steps: Sequence[Step], accuracies: Mapping[int, float]) -> list[dict[str, float]]:
+    """Accuracies with the training steps, seconds and generated tokens that they took.
+
+    Args:
+        steps: of a run, in order.
+        accuracies: training step → accuracy after it; 0 is the policy before training.
+    """
     points, seconds, tokens = [], 0.0, 0
+    if 0 in accuracies:
+        points.append({"step": 0, "seconds": seconds, "tokens": tokens, "accuracy": accuracies[0]})
     for step in steps:
         seconds += step.step_s
         tokens += step.generated_tokens
-        if step.val_accuracy is not None:
-            points.append({"step": step.number, "seconds": seconds, "tokens": tokens, "accuracy": step.val_accuracy})
+        if step.number > 0 and step.number in accuracies:
+            accuracy = accuracies[step.number]
+            points.append({"step": step.number, "seconds": seconds, "tokens": tokens, "accuracy": accuracy})
     return points
+
+
+def exact_of(folder: Path) -> dict[int, dict[str, Any]]:
+    """Training step → what was computed from the policy after it; empty where a run validates by sampling."""
+    path = folder / EXACT
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {int(step): measured for step, measured in found.items()}
+
+
+def measure_exports(checkpoints: Path, before: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """Compute the exact accuracy of every exported policy, and delete all exports but the last.
+
+    Args:
+        checkpoints: veRL's folder of them.
+        before: measurements of the policy that the run began with.
+
+    Returns:
+        training step → measurements, 0 for `before`.
+
+    Raises:
+        ValueError: if the run exported nothing.
+    """
+    exports = {int(path.name.removeprefix("global_step_")): path for path in checkpoints.glob("global_step_*")}
+    if not exports:
+        raise ValueError(f"{checkpoints} has no global_step_*: the run exported no policy, see verl.log beside it")
+    found = {0: before}
+    for step in sorted(exports):
+        found[step] = measure_folder(exports[step] / "actor" / "huggingface", EXACT_QUESTIONS, PROBLEM_STEPS)
+    for step in sorted(exports)[:-1]:
+        shutil.rmtree(exports[step])
+    return found
 
 
 def record(folder: Path, group_size: int) -> dict[str, Any]:
@@ -58,8 +108,12 @@ def record(folder: Path, group_size: int) -> dict[str, Any]:
     trained = [step for step in steps if step.number > 0]
     parts = parts_of(metrics, waits(folder / "waiting.jsonl"))
     generated = sum(step.generated_tokens for step in trained)
+    exact = exact_of(folder)
+    sampled = {step.number: step.val_accuracy for step in steps if step.val_accuracy is not None}
+    accuracies = {step: measured["accuracy"] for step, measured in exact.items()} or sampled
     return {
-        "curve": curve(steps),
+        "curve": curve(steps, accuracies),
+        "exact": exact[max(exact)] if exact else None,
         **answers_of(folder / "validation" / f"{trained[-1].number}.jsonl"),
         "train_s": sum(step.step_s for step in trained),
         "step_s": median(step.step_s for step in trained),
@@ -108,14 +162,29 @@ def data_of(out: Path, seed: int) -> Path:
     return out / f"data-seed{seed}"
 
 
-def prepare(arms: Sequence[Arm], seeds: Sequence[int], out: Path) -> None:
-    """Make the questions and the policies that runs share, before there are several at a time."""
+def start_of(arm: Arm, out: Path) -> Path:
+    """The checkpoint that the arm begins with."""
+    return arm.model(out) if arm.model is not None else CHECKPOINT
+
+
+def measured_start(arm: Arm, out: Path) -> dict[str, Any]:
+    """Compute the exact accuracy of the policy that the arm begins with, once for all arms that share it."""
+    policy = start_of(arm, out)
+    path = out / f"start-{policy.name}.json"
+    if not path.exists():
+        path.write_text(json.dumps(measure_folder(policy, EXACT_QUESTIONS, PROBLEM_STEPS)) + "\n")
+    return json.loads(path.read_text())
+
+
+def prepare(suite: Suite, arms: Sequence[Arm], seeds: Sequence[int], out: Path) -> None:
+    """Make the questions, the policies and their measurements that runs share, before there are several at a time."""
     for seed in seeds:
         if not (data_of(out, seed) / "val.parquet").exists():
             write_questions(data_of(out, seed), train=QUESTIONS, val=VAL_QUESTIONS, seed=seed, steps=PROBLEM_STEPS)
     for arm in arms:
-        if arm.model is not None:
-            arm.model(out)
+        start_of(arm, out)
+        if suite.exact:
+            measured_start(arm, out)
 
 
 def run(name: str, suite: Suite, seed: int, out: Path) -> None:
@@ -128,32 +197,35 @@ def run(name: str, suite: Suite, seed: int, out: Path) -> None:
     overrides = [
         f"actor_rollout_ref.rollout.val_kwargs.n={SAMPLES}",
         f"trainer.validation_data_dir={(folder / 'validation').resolve()}",
-        f"trainer.val_before_train={name == suite.beginning(name)}",
+        f"trainer.val_before_train={not suite.exact and name == suite.beginning(name)}",
         *arm.overrides,
     ]
-    # If one, then all, because saving is part of veRL's step.
-    if suite.donor:
+    if suite.exact:
+        overrides += save_every(suite.test_freq)
+    elif name == suite.donor:
         overrides += SAVE
     if arm.cache is not None:
         overrides.append(f"rpo.cache.path={arm.cache(folder, data, seed).resolve()}")
-    knobs = {"GROUP_SIZE": str(GROUP_SIZE), **arm.knobs}
-    if arm.model is not None:
-        knobs["MODEL_PATH"] = str(arm.model(out).resolve())
+    knobs = {"GROUP_SIZE": str(GROUP_SIZE), "MODEL_PATH": str(start_of(arm, out).resolve()), **arm.all_knobs}
+    steps = suite.steps_of(name)
     train(
         folder.name,
         folder,
         overrides,
-        steps=suite.steps,
+        steps=steps,
         seed=seed,
-        test_freq=suite.test_freq,
+        test_freq=steps if suite.exact else suite.test_freq,
         DATA_DIR=str(data.resolve()),
         MAX_RESPONSE_LENGTH=str(arm.max_response_length),
         OMP_NUM_THREADS="1",
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        VERL_USE_EXTERNAL_MODULES="benchmarks.waiting",
+        VERL_USE_EXTERNAL_MODULES=MODULES,
         WAITING_FILE=str((folder / "waiting.jsonl").resolve()),
         **knobs,
     )
+    if suite.exact:
+        measured = measure_exports(folder / "checkpoints", measured_start(arm, out))
+        (folder / EXACT).write_text(json.dumps(measured) + "\n")
     record(folder, int(knobs["GROUP_SIZE"]))  # raises where a file is missing
     (folder / FINISHED).write_text(json.dumps({"commit": commit(), "processor": processor()}) + "\n")
 
@@ -194,7 +266,7 @@ def settings_of(suite: Suite) -> dict[str, int]:
     return {
         "problem_steps": PROBLEM_STEPS, "questions": QUESTIONS, "steps": suite.steps, "test_freq": suite.test_freq,
         "val_questions": VAL_QUESTIONS, "samples": SAMPLES,
-    }  # fmt: skip
+    } | ({"exact_questions": EXACT_QUESTIONS} if suite.exact else {})  # fmt: skip
 
 
 def write_results(name: str, suite: Suite, out: Path, earlier: Mapping[str, Any]) -> None:
@@ -217,13 +289,14 @@ def write_results(name: str, suite: Suite, out: Path, earlier: Mapping[str, Any]
 def describe(arm: Arm) -> dict[str, Any]:
     """The arm as the results have it."""
     made = {name: getattr(arm, name) for name in ("cache", "model")}
-    return asdict(arm) | {name: function.__name__ if function else None for name, function in made.items()}
+    names = {name: function.__name__ if function else None for name, function in made.items()}
+    return asdict(arm) | names | {"learning_rate": asdict(LEARNING_RATES[arm.family])}
 
 
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=SUITES, default="main")
+    parser.add_argument("--suite", choices=SUITES, default="tiny")
     parser.add_argument("--arms", help="comma-separated; default: all of the suite")
     parser.add_argument("--seeds", help="comma-separated; default: those of the suite")
     parser.add_argument("--steps", type=int, help="of every run; default: those of the suite")
@@ -248,7 +321,9 @@ def main() -> None:
     kept = {(name, int(seed)) for name, by_seed in finished(suite, out, earlier).items() for seed in by_seed}
     todo = [job for job in in_turns(arms, seeds, suite) if job not in kept]
     print(f"{len(todo)} runs; {len(kept)} kept from earlier calls", flush=True)
-    prepare([suite.arms[name] for name in arms], seeds, out)
+    # A lane measures exports on its own core.
+    torch.set_num_threads(1)
+    prepare(suite, [suite.arms[name] for name in arms], seeds, out)
     run_in_lanes(todo, suite, out, args.lanes, lambda: write_results(args.suite, suite, out, earlier))
     write_results(args.suite, suite, out, earlier)
     print((out / "results.md").read_text())

@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks import contamination, results, summary, tables
+from benchmarks import contamination, policies, results, summary, tables
 from benchmarks.tiny import CHECKPOINT, ROOT, TINY
 from rpo_verl.tools.evaluation import compare
 from rpo_verl.tools.evaluation.results import markdown
 
+RESULTS = ROOT / "docs" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), TINY / "README.md")
 #: A marker, and the table or paragraph behind it.
 PLACE = re.compile(r"<!-- results: (?P<name>\S+) -->\n\n(?P<block>(?:.+\n)*)")
@@ -45,7 +46,7 @@ ABLATIONS = {
 
 def result(name: str) -> Any:
     """The JSON that a command wrote."""
-    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def pass_at_k_rows(found: Mapping[str, Any]) -> list[list[str]]:
@@ -86,8 +87,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "bench-source": lambda: results.provenance(result("bench-main")) + "\n",
     "cuts": lambda: markdown(results.accuracy_rows(result("bench-cuts"))),
     "cuts-source": lambda: results.provenance(result("bench-cuts")) + "\n",
-    "talkative": lambda: markdown(results.accuracy_rows(result("bench-talkative"))),
-    "talkative-source": lambda: results.provenance(result("bench-talkative")) + "\n",
+    "talkative-cuts": lambda: markdown(results.accuracy_rows(result("bench-talkative-cuts"))),
+    "talkative-cuts-source": lambda: results.provenance(result("bench-talkative-cuts")) + "\n",
     **{
         block: lambda question=question: markdown(results.question_rows(result("bench-ablations"), question))
         for block, question in ABLATIONS.items()
@@ -99,6 +100,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         for name, shown in results.GRIDS.items()
     },
     "ablations-source": lambda: results.provenance(result("bench-ablations")) + "\n",
+    "policies": lambda: markdown(policies.rows(result("policies"))),
     "contamination": lambda: markdown(
         contamination.rows({row: result(call)[arm] for row, (call, arm) in CONTAMINATED.items()})
     ),
@@ -120,7 +122,7 @@ def main() -> None:
         if filled(page) != page:
             path.write_text(filled(page))
             print(f"written: {path.relative_to(ROOT)}")
-    for suite, plot in (("main", "bench"), ("cuts", "cuts"), ("talkative", "talkative")):
+    for suite, plot in (("main", "bench"), ("cuts", "cuts"), ("talkative-cuts", "talkative")):
         results.plot_curves(result(f"bench-{suite}"), ROOT / "docs" / f"{plot}.png")
     compare.plot(result("pass-at-k")["evaluations"], ROOT / "docs" / "pass_at_k.png")
 

@@ -95,11 +95,12 @@ def main() -> None:
     runs: dict[str, list[Step]] = {}
     for name in arms:
         arm, folder = ARMS[name], args.out / name
-        overrides = [*tenth(*arm.overrides).overrides]
+        training = tenth(*arm.overrides)
+        overrides = [*training.overrides]
         if arm.wrong_share is not None:
             store = write_store(folder / "cache", arm.wrong_share, args.train_size, args.seed)
             overrides.append(f"rpo.cache.path={store.resolve()}")
-        runs[name] = train(name, folder, overrides, **length, MAX_RESPONSE_LENGTH="128")
+        runs[name] = train(name, folder, overrides, **length, MAX_RESPONSE_LENGTH="128", **training.all_knobs)
         # After every arm, so that an interruption loses none.
         summary = {arm: summarize(steps) for arm, steps in runs.items()}
         (args.out / "contamination.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -40,7 +40,10 @@ def main() -> None:
 
     write_questions(out / "data", train=args.train_size, val=args.val_size, seed=args.seed)
     length = {"steps": args.steps, "seed": args.seed, "test_freq": args.test_freq}
-    runs = {arm: train(arm, out / arm, [*known[arm].overrides, *overrides], **length) for arm in arms}
+    runs = {
+        arm: train(arm, out / arm, [*known[arm].overrides, *overrides], **length, **known[arm].all_knobs)
+        for arm in arms
+    }
     summary = {arm: summarize(steps, args.seed) for arm, steps in runs.items()}
     write(summary, out)
     plot(runs, out / "accuracy.png")

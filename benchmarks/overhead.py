@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from benchmarks.steps import EVERY_STEP, OWN_PARTS, PARTS, STEP, read_metrics, seconds
+from benchmarks.steps import EVERY_STEP, OWN_PARTS, PARTS, SAVING, STEP, read_metrics, seconds
 from benchmarks.tables import overhead_rows, show
 from benchmarks.tiny import RECIPE, ROOT, write_questions
 
@@ -23,8 +23,7 @@ RPO = ["+rpo=enabled", "rpo.rollout.full_rollout_every=1", "lean.skip_zero_advan
 WARM_UP = 2
 #: The timers of other processes, which take nearly all of a step and of its noise, and of the save. None of them
 #: contains the dispatch of questions, and so injection.
-SAVE = ("timing_s/save_checkpoint",)
-ELSEWHERE = (*(t for part in ("generation", "log-probs", "update", "weight sync") for t in PARTS[part]), *SAVE)
+ELSEWHERE = (*(t for part in ("generation", "log-probs", "update", "weight sync") for t in PARTS[part]), *SAVING)
 
 
 def with_interval(values: list[float], draws: int = 10_000) -> dict[str, float]:
@@ -58,7 +57,7 @@ def main() -> None:
         raise SystemExit(f"veRL ended with status {done.returncode}; see {out / 'verl.log'}")
     by_step = read_metrics(metrics)
 
-    def step_s(step: int, without: tuple[str, ...] = SAVE) -> float:
+    def step_s(step: int, without: tuple[str, ...] = SAVING) -> float:
         return by_step[step][STEP] - seconds(by_step[step], without)
 
     pairs = [(step, step + 1) for step in range(2 * WARM_UP + 1, steps, 2)]

@@ -52,7 +52,8 @@ def main() -> None:
     for arm in ARMS:
         checkpoints[arm] = args.out / arm / "checkpoints" / f"global_step_{args.steps}"
         if not (checkpoints[arm] / "actor" / "huggingface" / "model.safetensors").exists():
-            train(arm, args.out / arm, [*DEMO["grpo"][arm].overrides, *SAVE, *overrides], **length)
+            known = DEMO["grpo"][arm]
+            train(arm, args.out / arm, [*known.overrides, *SAVE, *overrides], **length, **known.all_knobs)
     for label, model in checkpoints.items():
         print(f"[{label}] {args.samples} answers to each of {args.questions} questions", flush=True)
         evaluate(model, args.out / "eval" / label, args.out / "data", args.samples, args.seed, MAX_RESPONSE_LENGTH)

@@ -32,6 +32,8 @@ PARTS = {
     "plug-in": tuple(OWN_PARTS[part] for part in EVERY_STEP),
 }
 STEP = "timing_s/step"
+#: veRL counts it as a part of the step. It is no part of training: benches save to measure.
+SAVING = charts.PARTS["saving"]
 
 Metrics = Mapping[str, float]
 
@@ -46,8 +48,13 @@ def seconds(metrics: Metrics, timers: Iterable[str]) -> float:
     return sum(metrics.get(timer, 0.0) for timer in timers)
 
 
+def step_seconds(metrics: Metrics) -> float:
+    """Seconds of a training step, without validation and saving."""
+    return metrics[STEP] - seconds(metrics, SAVING)
+
+
 def parts_of(metrics: Mapping[int, Metrics], waited: Sequence[float]) -> list[dict[str, float]]:
-    """Seconds of every training step by part; `waiting` is taken out of `generation`.
+    """Seconds of every training step by part, without saving; `waiting` is taken out of `generation`.
 
     Raises:
         ValueError: if the number of waits is not that of the training steps.
@@ -60,7 +67,7 @@ def parts_of(metrics: Mapping[int, Metrics], waited: Sequence[float]) -> list[di
         parts = {part: seconds(data, timers) for part, timers in PARTS.items()}
         parts["waiting"] = waiting
         parts["generation"] -= parts["waiting"]
-        parts["rest"] = data[STEP] - sum(parts.values())
+        parts["rest"] = step_seconds(data) - sum(parts.values())
         found.append(parts)
     return found
 
@@ -78,7 +85,7 @@ class Step:
     rollout_s: float = 0.0
     """Seconds from submitting the questions to having all responses, RPO's injection included."""
     step_s: float = 0.0
-    """Seconds of the whole step without validation."""
+    """Seconds of the whole step without validation and saving."""
     reward: float = 0.0
     groups: int = 0
     hit_groups: int = 0
@@ -120,7 +127,7 @@ def step_of(number: int, data: Metrics, group_size: int) -> Step:
         response_tokens=response_tokens,
         prefix_tokens=int(data.get("rpo/tokens/reused_total", 0)),
         rollout_s=seconds(data, charts.PARTS["rollout"]),
-        step_s=data[STEP],
+        step_s=step_seconds(data),
         reward=data["critic/score/mean"],
         groups=full + prefixed + refreshed,
         hit_groups=prefixed + refreshed,

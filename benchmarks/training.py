@@ -14,8 +14,15 @@ from benchmarks.tiny import RECIPE
 COMMAND = Path(sys.executable).parent / "rpo-verl"
 GROUP_SIZE = 8
 SILENCE_S = 20
-#: Overrides that save once, after the last step, and as a Hugging Face folder, which nothing resumes from.
-SAVE = ("trainer.save_freq=1000000", "actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]")
+
+
+def save_every(steps: int) -> tuple[str, ...]:
+    """Overrides that save every so many steps and after the last one, as Hugging Face folders to evaluate."""
+    return (f"trainer.save_freq={steps}", "actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]")
+
+
+#: Save once, after the last step.
+SAVE = save_every(1_000_000)
 
 
 def train(

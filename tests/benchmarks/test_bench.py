@@ -8,6 +8,7 @@ import random
 import re
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import arms, bench, contamination, overhead, policies, steps, stores, waiting
+from benchmarks import arms, bench, blocks, contamination, overhead, policies, steps, stores, waiting
 from benchmarks import results as results_of
 from benchmarks.steps import Step
 from benchmarks.tiny import CHECKPOINT, prompt_ids
@@ -31,7 +32,7 @@ _spec.loader.exec_module(check)
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 #: Modules that make runs; shared_prefix has no options.
-MODULES = ("demo", "bench", "pass_at_k", "contamination", "cache", "overhead", "kill_and_resume")
+MODULES = ("demo", "bench", "policies", "pass_at_k", "contamination", "cache", "overhead", "kill_and_resume")
 
 
 def run(*accuracy, seconds=100.0, tokens=1000, **parts):
@@ -56,8 +57,8 @@ def run(*accuracy, seconds=100.0, tokens=1000, **parts):
 
 #: What stands in a file of results beside its runs.
 WRITTEN = {
-    "suite": "main",
-    "settings": bench.settings_of(arms.SUITES["main"].of_length(20)),
+    "suite": "cuts",
+    "settings": bench.settings_of(arms.SUITES["cuts"].of_length(20)),
     "machine": bench.machine(),
 }
 
@@ -146,7 +147,7 @@ def test_tables(tmp_path):
     assert results_of.time_rows(results)[1:] == [["grpo", "2.50", "2.000", "0.500"], ["rpo", "1.50", "1.000", "0.500"]]
     results |= WRITTEN
     page = results_of.page(results)
-    assert page.count("| grpo |") == 2
+    assert page.count("| grpo |") == 3
     assert "64 questions, 20 training steps, validated every 5 on 48 questions, 8 answers to each;" in page
     assert page.endswith("; commit abc123.\n")
     # Of a seed whose first arm is still to come, the start is not known yet.
@@ -210,8 +211,8 @@ def test_whose_validation_of_the_first_policy_counts():
 
 
 def test_every_seed_begins_with_another_arm():
-    main, ablations = arms.SUITES["main"], arms.SUITES["ablations"]
-    assert bench.in_turns(["grpo", "rpo", "L1"], [1, 2], main) == [
+    tiny, ablations = arms.SUITES["tiny"], arms.SUITES["ablations"]
+    assert bench.in_turns(["grpo", "rpo", "L1"], [1, 2], tiny) == [
         ("grpo", 1), ("rpo", 1), ("L1", 1), ("rpo", 2), ("L1", 2), ("grpo", 2)
     ]  # fmt: skip
     # Unless others begin with what the first has made.
@@ -250,7 +251,7 @@ def leave_behind(folder, *, rpo):
 
 
 def test_results_are_of_all_finished_runs(tmp_path):
-    suite = arms.SUITES["main"]
+    suite = arms.SUITES["talkative"]
     for folder in ("grpo-seed1", "grpo-seed10", "grpo-seed2", "rpo-seed1", "unknown-seed1"):
         leave_behind(tmp_path / folder, rpo=folder.startswith("rpo"))
     (tmp_path / "L1-seed1").mkdir()  # not finished
@@ -259,6 +260,7 @@ def test_results_are_of_all_finished_runs(tmp_path):
     assert runs["grpo"]["1"] == {
         "curve": [{"step": 0, "seconds": 0.0, "tokens": 0, "accuracy": 0.5},
                   {"step": 2, "seconds": 20.0, "tokens": 240, "accuracy": 0.75}],
+        "exact": None,
         "pass_at_k": {"1": 0.75, "8": 1.0},
         "distinct_share": (1 / 8 + 2 / 7) / 2,
         "answer_tokens": pytest.approx(46 / 15),
@@ -279,7 +281,7 @@ def test_results_are_of_all_finished_runs(tmp_path):
     # All arms begin with the same policy, which only the first one's run validates.
     assert [point["step"] for point in runs["rpo"]["1"]["curve"]] == [0, 2]
     assert runs["rpo"]["1"]["curve"][0] == runs["grpo"]["1"]["curve"][0]
-    bench.write_results("main", suite, tmp_path, {})
+    bench.write_results("talkative", suite, tmp_path, {})
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["curves.png", "results.json", "results.md"]
 
     # On another machine it goes on from these.
@@ -304,7 +306,7 @@ def test_every_lane_has_its_core(monkeypatch):
         pytest.skip("one core")
     finished = []
     jobs = [(name, 1) for name in "abcd"]
-    bench.run_in_lanes(jobs, arms.SUITES["main"], Path(), 2, lambda: finished.append(len(began)))
+    bench.run_in_lanes(jobs, arms.SUITES["tiny"], Path(), 2, lambda: finished.append(len(began)))
     assert sorted(name for name, _ in began) == list("abcd")
     assert {share for _, share in began} == {frozenset({core}) for core in sorted(cores)[:2]}
     assert len(finished) == 4
@@ -321,7 +323,7 @@ def test_a_failing_run_ends_the_bench_and_lets_others_finish(monkeypatch):
 
     monkeypatch.setattr(bench, "run", run)
     with pytest.raises(SystemExit, match="bad"):
-        bench.run_in_lanes([("good", 1), ("bad", 1), ("x", 1)], arms.SUITES["main"], Path(), 1, lambda: None)
+        bench.run_in_lanes([("good", 1), ("bad", 1), ("x", 1)], arms.SUITES["tiny"], Path(), 1, lambda: None)
     assert began[:2] == ["good", "bad"]
 
 
@@ -344,7 +346,7 @@ def test_curve_counts_what_was_spent_so_far():
         Step(1, step_s=2.0, generated_tokens=10),
         Step(2, step_s=3.0, generated_tokens=20, val_accuracy=0.6),
     ]
-    assert bench.curve(logged) == [
+    assert bench.curve(logged, {0: 0.5, 2: 0.6}) == [
         {"step": 0, "seconds": 0.0, "tokens": 0, "accuracy": 0.5},
         {"step": 2, "seconds": 5.0, "tokens": 30, "accuracy": 0.6},
     ]
@@ -384,7 +386,7 @@ def one_thread():
 def test_tuning_learns_remarks_and_is_the_same_every_time(one_thread):
     def tuned():
         model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
-        policies.tune(model, tokenizer, updates=3, seed=1)
+        policies.tune(model, tokenizer, policies.talkative_solution, updates=3, seed=1)
         return model
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
@@ -402,9 +404,13 @@ def test_suites():
     for suite in arms.SUITES.values():
         assert next(iter(suite.arms)) == "grpo"
         assert suite.steps % suite.test_freq == 0
-        overrides = [(arm.overrides, tuple(arm.knobs.items()), arm.cache, arm.model) for arm in suite.arms.values()]
+        overrides = [
+            (arm.overrides, tuple(arm.knobs.items()), arm.cache, arm.model, arm.share_of_steps)
+            for arm in suite.arms.values()
+        ]
         assert len(set(overrides)) == len(overrides), "two arms are the same"
-    assert arms.SUITES["main"].of_length(10).test_freq == 2
+        assert all(arm.family in arms.LEARNING_RATES for arm in suite.arms.values())
+    assert arms.SUITES["cuts"].of_length(10).test_freq == 2
 
 
 def every_arm():
@@ -414,18 +420,42 @@ def every_arm():
 
 
 def test_a_name_means_one_thing():
-    """But for the policy, which is the talkative one for all arms of a suite."""
+    """But for the policy, which is one for all arms of a suite, and the room for its answers."""
     seen = {}
     for name, arm in every_arm():
-        if name.startswith("talk-") or arm.model is not policies.talkative:
-            assert seen.setdefault(name, arm) == arm
-    for name, arm in arms.TALKATIVE.items():
-        if name in seen:
-            assert arm == arms.talking(seen[name])
+        if not name.startswith(("talk-", "weak")):
+            bare = replace(arm, model=None, max_response_length=128)
+            assert seen.setdefault(name, bare) == bare, name
     contaminated = contamination.ARMS["L0.1"]
     assert contaminated.wrong_share is None and arms.tenth(*contaminated.overrides) == seen["L0.1"]
     assert (seen["rpo"].overrides, seen["dapo-rpo"].overrides[-1:]) == (("+rpo=enabled",),) * 2
-    assert (seen["grpo-lean"].overrides, seen["dapo-lean"].overrides[-1:]) == (("+lean=enabled",),) * 2
+    assert seen["grpo-plain"].overrides == ()
+    assert seen["dapo"].overrides == (*seen["dapo-plain"].overrides, "+lean=enabled")
+
+
+def test_the_suites_of_a_policy_have_the_same_arms():
+    tiny = arms.SUITES["tiny"]
+    for name in ("biased", "biased-more", "talkative"):
+        suite = arms.SUITES[name]
+        assert list(suite.arms) == list(tiny.arms) and len(suite.seeds) >= 5
+        assert {arm.model for arm in suite.arms.values()} == {getattr(policies, name.replace("-", "_"))}
+        assert suite.exact == (name != "talkative")
+
+
+def test_every_arm_has_the_lean_layer_but_those_of_verl_as_it_comes():
+    """RPO brings the layer along."""
+    for name, arm in every_arm():
+        assert (name.endswith("-plain")) == (not {"+lean=enabled", "+rpo=enabled", "+rpo=paper"} & {*arm.overrides}), (
+            name
+        )
+
+
+def test_an_arm_at_the_tokens_of_another_has_fewer_steps():
+    tiny = arms.SUITES["tiny"]
+    assert (tiny.steps_of("raft"), tiny.steps_of("raft-rpo-tokens")) == (48, 36)
+    runs = blocks.result("bench-main")["runs"]
+    spent = [sum(run["generated_tokens"] for run in runs[arm].values()) for arm in ("rpo", "grpo-plain")]
+    assert round(spent[0] / spent[1], 2) == arms.RPO_TOKENS
 
 
 OVERRIDES = {
@@ -451,16 +481,19 @@ def test_arms_of_removed_options_are_marked():
     assert results_of.label(results, "L1") == "L1"
 
 
-def test_lean_baselines_stand_between():
+def test_baselines_are_lean():
     runs = {
         name: {"1": run(0.5, 0.8, tokens=tokens)}
-        for name, tokens in (("grpo", 1000), ("grpo-lean", 1000), ("rpo", 500))
+        for name, tokens in (("grpo", 1000), ("grpo-plain", 1000), ("rpo", 500))
     }
     runs["dapo-rpo"] = {"1": run(0.5, 0.8)}  # whose baseline has not run
     rows = results_of.headline_rows({"runs": runs})
-    assert rows[0] == ["means over seeds", "grpo", "grpo-lean", "rpo"]
+    assert rows[0] == ["means over seeds", "grpo", "grpo-plain", "rpo"]
     assert rows[4] == ["generated tokens", "1,000", "1,000 (100%)", "500 (50%)"]
     assert rows[7] == ["accuracy, second half, against the baseline, points", "", "+0.0", "+0.0"]
+    # Results from before the lean layer have no other baseline.
+    del runs["grpo"]
+    assert results_of.headline_rows({"runs": runs})[0] == ["means over seeds", "grpo-plain", "rpo"]
 
 
 def test_generated_tokens_of_a_step():

@@ -4,7 +4,7 @@ from statistics import fmean
 
 import pytest
 
-from benchmarks import arms, blocks, contamination, pass_at_k, tables
+from benchmarks import arms, blocks, contamination, tables
 from benchmarks import results as bench
 from rpo_verl.rpo.options import RPOConfig
 
@@ -21,21 +21,35 @@ def test_every_block_has_its_place():
     assert len(PLACES) == sum(page.read_text().count("<!-- results") for page in blocks.PAGES)
 
 
+#: File of results → suite of today; what was measured as `main` is a part of `tiny` now.
+RECORDED = {"main": "tiny", "cuts": "cuts", "talkative-cuts": "talkative-cuts", "ablations": "ablations"}
+
+
 def test_recorded_arms_are_those_of_today():
     """By name; an arm of an option that no longer exists is marked in the tables."""
     marked = set()
-    for name, suite in arms.SUITES.items():
-        found = blocks.result(f"bench-{name}")
+    assert {f"bench-{name}" for name in RECORDED} == {path.stem for path in blocks.RESULTS.glob("bench-*.json")}
+    for name, today in RECORDED.items():
+        found, suite = blocks.result(f"bench-{name}"), arms.SUITES[today]
         others = {arm for arm in found["arms"] if arm not in suite.arms}
         assert others == {arm for arm in found["arms"] if bench.label(found, arm) != arm}
         assert set(found["questions"]) == set(suite.questions)
         marked |= others
     assert marked == {"adaptive", "full-groups0.05", "full-groups0.1", "full-groups0.25"}
-    assert list(blocks.result("demo")) == list(arms.DEMO["grpo"])[:2]
-    assert list(blocks.result("demo-dapo")) == list(arms.DEMO["dapo"])[:2]
-    assert list(blocks.result("pass-at-k")["evaluations"]) == ["base", *pass_at_k.ARMS]
+    assert set(blocks.result("demo")) <= set(arms.DEMO["grpo"])
+    assert set(blocks.result("demo-dapo")) <= set(arms.DEMO["dapo"])
+    assert set(blocks.result("pass-at-k")["evaluations"]) <= {"base", *arms.DEMO["grpo"]}
     for call in ("contamination", "contamination-one-failure"):
         assert set(blocks.result(call)) <= set(contamination.ARMS)
+
+
+def test_a_recorded_arm_trained_with_the_settings_of_its_name():
+    """Those of the baselines: a file from before the lean layer has none without `-plain`."""
+    baselines = {"grpo", "grpo-plain", "dapo", "dapo-plain"}
+    for name, today in RECORDED.items():
+        for arm, recorded in blocks.result(f"bench-{name}")["arms"].items():
+            if arm in baselines or arm.endswith(("-grpo", "-grpo-plain")):
+                assert tuple(recorded["overrides"]) == arms.SUITES[today].arms[arm].overrides, (name, arm)
 
 
 def test_verdicts_on_pass_at_k():
@@ -43,7 +57,7 @@ def test_verdicts_on_pass_at_k():
     found = blocks.result("pass-at-k")
     passed = {arm: evaluation["sets"]["tiny_reasoner"]["pass_at_k"] for arm, evaluation in found["evaluations"].items()}
     differences = {arm: kinds["tiny_reasoner"] for arm, kinds in found["differences"].items()}
-    assert round(100 * passed["grpo"]["1"]["value"]) == round(100 * passed["L0.1"]["1"]["value"])
+    assert round(100 * passed["grpo-plain"]["1"]["value"]) == round(100 * passed["L0.1"]["1"]["value"])
     for k in ("8", "16", "32"):
         assert round(100 * differences["base"][k]["value"]) == 5 and differences["base"][k]["low"] > 0
     assert {round(100 * differences["L0.1"][k]["value"]) for k in ("4", "8", "16", "32")} == {3}
@@ -55,7 +69,7 @@ class Suite:
 
     def __init__(self, name):
         self.runs = blocks.result(f"bench-{name}")["runs"]
-        self.ends = {seed: run["curve"][-1]["accuracy"] for seed, run in self.runs["grpo"].items()}
+        self.ends = {seed: run["curve"][-1]["accuracy"] for seed, run in self.runs["grpo-plain"].items()}
 
     def late(self, arm):
         """Seed → accuracy in the second half."""
@@ -79,14 +93,16 @@ class Suite:
 def test_verdicts_on_the_main_suite():
     """Those of docs/benchmarks.md, first table."""
     main = Suite("main")
-    assert all(len(main.runs[arm]) == 3 for arm in ("grpo", "rpo", "dapo", "dapo-rpo"))
+    assert all(len(main.runs[arm]) == 3 for arm in ("grpo-plain", "rpo", "dapo-plain", "dapo-rpo"))
     for key in ("generated_tokens", "train_s"):
-        assert main.mean("rpo", key) / main.mean("grpo", key) == pytest.approx(0.75, abs=0.03)
-        assert main.mean("dapo-rpo", key) / main.mean("dapo", key) < 0.75
-    grpo, rpo, dapo, dapo_rpo = (main.late(arm) for arm in ("grpo", "rpo", "dapo", "dapo-rpo"))
+        assert main.mean("rpo", key) / main.mean("grpo-plain", key) == pytest.approx(0.75, abs=0.03)
+        assert main.mean("dapo-rpo", key) / main.mean("dapo-plain", key) < 0.75
+    grpo, rpo, dapo, dapo_rpo = (main.late(arm) for arm in ("grpo-plain", "rpo", "dapo-plain", "dapo-rpo"))
     assert all(rpo[seed] < grpo[seed] for seed in grpo)
-    assert main.mean_late("grpo") - main.mean_late("rpo") < main.mean_late("grpo") - Suite("cuts").mean_late("grpo")
-    assert main.mean_late("dapo-rpo") == pytest.approx(main.mean_late("dapo"), abs=0.01)
+    assert main.mean_late("grpo-plain") - main.mean_late("rpo") < main.mean_late("grpo-plain") - Suite(
+        "cuts"
+    ).mean_late("grpo-plain")
+    assert main.mean_late("dapo-rpo") == pytest.approx(main.mean_late("dapo-plain"), abs=0.01)
     assert {dapo_rpo[seed] > dapo[seed] for seed in dapo} == {True, False}
 
 
@@ -97,10 +113,10 @@ def test_verdict_on_overhead():
 
 def test_verdicts_on_the_cuts():
     """Those of docs/benchmarks.md, and the arm behind the defaults."""
-    tiny, talkative = Suite("cuts"), Suite("talkative")
+    tiny, talkative = Suite("cuts"), Suite("talkative-cuts")
     # The defaults are those of an arm.
     defaults = RPOConfig()
-    chosen = blocks.result("bench-talkative")["arms"]["L1-step-full4"]["overrides"]
+    chosen = blocks.result("bench-talkative-cuts")["arms"]["L1-step-full4"]["overrides"]
     assert chosen[1:] == [
         f"rpo.truncation.max_fraction={defaults.truncation.max_fraction}",
         f"rpo.truncation.distribution={defaults.truncation.distribution}",
@@ -109,14 +125,14 @@ def test_verdicts_on_the_cuts():
     ]
     assert len(talkative.runs["L1-step-full4"]) == 3
     own = talkative.late("L1-step-full4")
-    assert all(own[seed] >= grpo for seed, grpo in talkative.late("grpo").items())
-    assert talkative.mean("L1-step-full4", "train_s") < talkative.mean("grpo", "train_s")
-    assert talkative.mean("L1-step-full4", "generated_tokens") < talkative.mean("grpo", "generated_tokens")
+    assert all(own[seed] >= grpo for seed, grpo in talkative.late("grpo-plain").items())
+    assert talkative.mean("L1-step-full4", "train_s") < talkative.mean("grpo-plain", "train_s")
+    assert talkative.mean("L1-step-full4", "generated_tokens") < talkative.mean("grpo-plain", "generated_tokens")
     for arm in talkative.runs:
-        if arm not in ("grpo", "L1-step-full4"):
-            assert talkative.mean_late(arm) < talkative.mean_late("grpo")
+        if arm not in ("grpo-plain", "L1-step-full4"):
+            assert talkative.mean_late(arm) < talkative.mean_late("grpo-plain")
     own = tiny.late("L1-step")
-    assert all(own[seed] > grpo for seed, grpo in tiny.late("grpo").items())
+    assert all(own[seed] > grpo for seed, grpo in tiny.late("grpo-plain").items())
     # Short cuts: GRPO's end on every seed with the fewest tokens; and below where it began.
     assert all(len(tiny.runs[arm]) == 3 for arm in tiny.runs)
     short = tiny.to_the_end("L0.1")
@@ -124,16 +140,18 @@ def test_verdicts_on_the_cuts():
         assert fmean(short.values()) < fmean(other.values())
     for seed, run in talkative.runs["L0.1"].items():
         assert talkative.late("L0.1")[seed] < bench.accuracy_before(run)
-    assert tiny.mean_late("L0.1") > tiny.mean_late("grpo")
-    assert all(tiny.late("dapo-L0.1")[seed] < dapo for seed, dapo in tiny.late("dapo").items())
+    assert tiny.mean_late("L0.1") > tiny.mean_late("grpo-plain")
+    assert all(tiny.late("dapo-L0.1")[seed] < dapo for seed, dapo in tiny.late("dapo-plain").items())
     # A draw a step, a tail.
     assert tiny.mean("L1", "generated_tokens") == pytest.approx(tiny.mean("L1-step", "generated_tokens"), rel=0.1)
     assert tiny.mean("L1-step", "train_s") < tiny.mean("L1", "train_s")
-    close = [arm for arm in talkative.with_seeds() if talkative.mean_late(arm) > talkative.mean_late("grpo") - 0.02]
+    close = [
+        arm for arm in talkative.with_seeds() if talkative.mean_late(arm) > talkative.mean_late("grpo-plain") - 0.02
+    ]
     assert min(close, key=lambda arm: talkative.mean(arm, "generated_tokens")) == "tail-step"
     # Adaptive cuts.
     assert tiny.to_the_end("adaptive")
-    assert tiny.mean("adaptive", "generated_tokens") > 0.97 * tiny.mean("grpo", "generated_tokens")
+    assert tiny.mean("adaptive", "generated_tokens") > 0.97 * tiny.mean("grpo-plain", "generated_tokens")
     # Chance.
     late = tiny.late("L0.1-full4").values()
     assert round(100 * (max(late) - min(late))) == 11
@@ -148,7 +166,9 @@ def test_verdicts_on_the_ablations():
     cut = {(L, a): f"talk-L{L}-alpha{a}" for L in ("12", "0.25", "0.5", "1") for a in ("0", "0.01", "0.1", "1")}
 
     # Where answers are cut.
-    assert max(late[arm] for arm in runs if arm.startswith("talk-") and arm != "talk-grpo") < late["talk-grpo"]
+    assert (
+        max(late[arm] for arm in runs if arm.startswith("talk-") and arm != "talk-grpo-plain") < late["talk-grpo-plain"]
+    )
     assert late["talk-L0.1"] < bench.accuracy_before(runs["talk-L0.1"])
     means = [fmean(late[arm] for (row, _), arm in cut.items() if row == L) for L in ("0.25", "0.5", "1")]
     assert means == sorted(means)
@@ -162,8 +182,8 @@ def test_verdicts_on_the_ablations():
     assert all(distinct[arm] > 0.98 and runs[arm]["pass_at_k"]["8"] == 1 for arm in unshaped)
     assert late["talk-L0.1"] < late["talk-unshaped-full4"]
     # Weak policies.
-    assert late["weak-L0.1"] > late["weak-grpo"] > max(late["weak-truth"], late["weak-strong"])
-    assert 0.4 < tokens["weak-L0.1"] / tokens["weak-grpo"] < 0.5
+    assert late["weak-L0.1"] > late["weak-grpo-plain"] > max(late["weak-truth"], late["weak-strong"])
+    assert 0.4 < tokens["weak-L0.1"] / tokens["weak-grpo-plain"] < 0.5
     assert all(late[arm] < 0.01 for arm in runs if arm.startswith("weakest-"))
     without = {arm: runs[f"weakest-{arm}"]["groups_without_signal"]["before"] for arm in ("L0.1", "truth", "strong")}
     assert without["L0.1"] > 0.95 and max(without["truth"], without["strong"]) < 0.5
@@ -184,5 +204,5 @@ def test_verdicts_on_the_ablations():
     assert tokens["G4"] / tokens["L0.1"] == pytest.approx(0.5, abs=0.03)
     assert tokens["G16"] / tokens["L0.1"] == pytest.approx(2, abs=0.1)
     assert late["G4"] < late["L0.1"] and distinct["G4"] > distinct["L0.1"]
-    assert late["tail"] > max(late["grpo"], late["L0.1"], late["L24"])
-    assert tokens["tail"] < 0.5 * tokens["grpo"]
+    assert late["tail"] > max(late["grpo-plain"], late["L0.1"], late["L24"])
+    assert tokens["tail"] < 0.5 * tokens["grpo-plain"]
