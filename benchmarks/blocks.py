@@ -87,8 +87,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "bench-source": lambda: results.provenance(result("bench-main")) + "\n",
     "cuts": lambda: markdown(results.accuracy_rows(result("bench-cuts"))),
     "cuts-source": lambda: results.provenance(result("bench-cuts")) + "\n",
-    "talkative-cuts": lambda: markdown(results.accuracy_rows(result("bench-talkative-cuts"))),
-    "talkative-cuts-source": lambda: results.provenance(result("bench-talkative-cuts")) + "\n",
+    "talkative-cuts": lambda: markdown(results.accuracy_rows(result("bench-talkative"))),
+    "talkative-cuts-source": lambda: results.provenance(result("bench-talkative")) + "\n",
     **{
         block: lambda question=question: markdown(results.question_rows(result("bench-ablations"), question))
         for block, question in ABLATIONS.items()
@@ -122,7 +122,7 @@ def main() -> None:
         if filled(page) != page:
             path.write_text(filled(page))
             print(f"written: {path.relative_to(ROOT)}")
-    for suite, plot in (("main", "bench"), ("cuts", "cuts"), ("talkative-cuts", "talkative")):
+    for suite, plot in (("main", "bench"), ("cuts", "cuts"), ("talkative", "talkative")):
         results.plot_curves(result(f"bench-{suite}"), ROOT / "docs" / f"{plot}.png")
     compare.plot(result("pass-at-k")["evaluations"], ROOT / "docs" / "pass_at_k.png")
 

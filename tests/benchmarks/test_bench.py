@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import sys
 import threading
 from dataclasses import replace
@@ -196,6 +197,14 @@ def test_parts_of_a_step(tmp_path):
     assert sum(first.values()) == pytest.approx(10)
 
 
+def test_saving_is_no_training():
+    timed = {"timing_s/step": 10.0, "timing_s/gen": 6.0, "timing_s/save_checkpoint": 3.0, "critic/score/mean": 0.5}
+    sizes = {"perf/total_num_tokens": 160.0, "prompt_length/mean": 10.0, "response_length/mean": 30.0}
+    (parts,) = steps.parts_of({1: timed}, [0.5])
+    assert (parts["rest"], sum(parts.values())) == (pytest.approx(1), pytest.approx(7))
+    assert steps.step_of(1, timed | sizes, group_size=2).step_s == pytest.approx(7)
+
+
 def test_batches_and_steps_have_to_agree(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(json.dumps({"step": 1, "data": {"timing_s/step": 1.0}}) + "\n")
@@ -291,6 +300,39 @@ def test_results_are_of_all_finished_runs(tmp_path):
     assert {arm: list(by_seed) for arm, by_seed in both.items()} == {"grpo": ["1", "2", "10"], "rpo": ["1", "2"]}
     assert both["grpo"] == runs["grpo"] and both["rpo"]["1"] == runs["rpo"]["1"]
     assert both["rpo"]["2"]["curve"] == runs["rpo"]["1"]["curve"]
+
+
+def test_accuracy_of_a_run_that_exports_is_that_of_its_exports(tmp_path):
+    suite, folder = arms.SUITES["tiny"], tmp_path / "rpo-seed1"
+    leave_behind(folder, rpo=True)
+    measured = {"accuracy": 0.4, "greedy": 0.6, "pass_at_k": {"2": 0.5, "8": 0.7, "32": 0.9}, "entropy": 0.03}
+    exports = {"0": measured, "1": measured | {"accuracy": 0.5}, "2": measured | {"accuracy": 0.625}}
+    (folder / "exact.json").write_text(json.dumps(exports))
+    found = bench.finished(suite, tmp_path, {})["rpo"]["1"]
+    assert [(point["step"], point["accuracy"]) for point in found["curve"]] == [(0, 0.4), (1, 0.5), (2, 0.625)]
+    assert (found["curve"][0]["seconds"], found["curve"][0]["tokens"]) == (0, 0)
+    assert found["exact"]["accuracy"] == 0.625 and found["pass_at_k"]["1"] == 0.75, "that of samples, beside it"
+    results = {"suite": "tiny", "settings": bench.settings_of(suite), "machine": bench.machine(), "questions": {}}
+    results |= {"runs": {"rpo": {"1": found}}, "arms": {"rpo": bench.describe(suite.arms["rpo"])}}
+    assert results_of.end_rows(results)[1][2:] == [
+        "0.625", "0.600", "0.500", "0.700", "0.900", "0.0300", "0.750", f"{46 / 15:.1f}"
+    ]  # fmt: skip
+    assert "exact accuracy every 8 on 1,024 questions" in results_of.page(results)
+    assert results["arms"]["rpo"]["learning_rate"]["value"] == arms.LEARNING_RATES["rpo"].value
+
+
+def test_exports_are_measured_and_deleted_but_for_the_last(tmp_path, monkeypatch, one_thread):
+    monkeypatch.setattr(bench, "EXACT_QUESTIONS", 4)
+    before = policies.measure_folder(CHECKPOINT, 4, stores.PROBLEM_STEPS)
+    for step in (8, 16):
+        shutil.copytree(CHECKPOINT, tmp_path / f"global_step_{step}" / "actor" / "huggingface")
+    # Where veRL says which one is the latest.
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("16")
+    found = bench.measure_exports(tmp_path, before)
+    assert list(found) == [0, 8, 16] and found[8] == found[16] == before
+    assert [path.name for path in tmp_path.glob("global_step_*")] == ["global_step_16"]
+    with pytest.raises(ValueError, match="exported no policy"):
+        bench.measure_exports(tmp_path / "nothing", before)
 
 
 def test_every_lane_has_its_core(monkeypatch):
