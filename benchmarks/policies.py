@@ -28,6 +28,9 @@ from benchmarks.tiny import CHECKPOINT, prompt_ids, task
 from rpo_verl.tools.evaluation.estimators import pass_at_k
 from rpo_verl.tools.evaluation.results import markdown
 
+Write = Callable[[task.Problem, random.Random], str]
+"""From a problem to a solution, right or not."""
+
 #: What the talkative policy says after a step, and the share of the steps after which it does.
 REMARK, REMARK_SHARE = "well;", 0.5
 #: Share of the contexts (value before an operation, and the operation) in which a biased policy's most likely result is
@@ -37,7 +40,6 @@ BIASED, BIASED_MORE = 0.08, 0.12
 BIAS_SEED = 1
 #: Probability of the right result there, and of any wrong one elsewhere, in the solutions that biased policies learn.
 RIGHT_IN_BIASED, NOISE_ELSEWHERE = 0.35, 0.01
-BIAS_UPDATES = 1500
 
 #: Policy → sha256 of the weights that the recorded results began with.
 WEIGHTS = {"talkative": "", "biased": "", "biased-more": ""}
@@ -68,12 +70,13 @@ def talkative(out: Path) -> Path:
 
 def biased(out: Path) -> Path:
     """The tiny reasoner with systematic errors in a share of the contexts, which greedy decoding makes too."""
-    return _tuned(out / "biased", partial(biased_solution, share=BIASED), updates=BIAS_UPDATES)
+    return _tuned(out / "biased", partial(biased_solution, share=BIASED), updates=700, peak=3e-3)
 
 
 def biased_more(out: Path) -> Path:
-    """The same in more contexts, those of `biased` among them."""
-    return _tuned(out / "biased-more", partial(biased_solution, share=BIASED_MORE), updates=BIAS_UPDATES)
+    """The biased policy with more of such contexts."""
+    write = partial(biased_solution, share=BIASED_MORE)
+    return _tuned(out / "biased-more", write, updates=300, peak=3e-3, start=biased(out))
 
 
 def talkative_solution(problem: task.Problem, rng: random.Random) -> str:
@@ -120,7 +123,7 @@ def biased_solution(problem: task.Problem, rng: random.Random, share: float) -> 
 def tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    write: Callable[[task.Problem, random.Random], str],
+    write: Write,
     updates: int,
     seed: int,
     peak: float = 1e-3,
@@ -292,13 +295,13 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def _tuned(folder: Path, write: Callable[[task.Problem, random.Random], str], updates: int) -> Path:
-    """The tiny reasoner after supervised updates on solutions that `write` writes."""
+def _tuned(folder: Path, write: Write, updates: int, peak: float = 1e-3, start: Path = CHECKPOINT) -> Path:
+    """The policy of `start` after supervised updates on solutions that `write` writes."""
 
     def make(made: Path) -> None:
-        model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
         with _one_thread():
-            tune(model, AutoTokenizer.from_pretrained(CHECKPOINT), write, updates, seed=1)
+            tune(model, AutoTokenizer.from_pretrained(start), write, updates, seed=1, peak=peak)
         model.save_pretrained(made)
 
     made = _made_once(folder, make)

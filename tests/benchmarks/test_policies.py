@@ -1,0 +1,110 @@
+"""The policies that suites begin with: whose errors are systematic, and what is measured of them."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks import blocks, policies
+from benchmarks.tiny import CHECKPOINT, prompt_ids, task
+
+CONTEXTS = [
+    (value, operator, operand)
+    for value in range(task.MODULUS)
+    for operator, operands in task.OPERANDS.items()
+    for operand in operands
+]
+
+
+def errors(share):
+    return {context: wrong for context in CONTEXTS if (wrong := policies.usual_error(*context, share)) is not None}
+
+
+def test_usual_errors_are_wrong_and_of_a_share_of_the_contexts():
+    few, more = errors(policies.BIASED), errors(policies.BIASED_MORE)
+    for share, found in ((policies.BIASED, few), (policies.BIASED_MORE, more)):
+        assert len(found) / len(CONTEXTS) == pytest.approx(share, abs=0.02)
+        assert all(wrong != task.apply(*context) and 0 <= wrong < task.MODULUS for context, wrong in found.items())
+    assert few.items() < more.items(), "the second degree has the errors of the first"
+    assert not errors(0.0)
+
+
+def test_biased_solutions_are_right_as_often_as_they_should():
+    rng = random.Random(0)
+    biased, elsewhere, wrong = [], [], 0
+    for _ in range(400):
+        problem = task.draw_problem(rng, steps=12)
+        solution = policies.biased_solution(problem, rng, policies.BIASED_MORE)
+        value, operations = task.parse_question(problem.question)
+        *parts, end = solution.split(";")
+        for part, (label, operator, operand) in zip(parts, operations, strict=True):
+            assert part.startswith(f"{label}{value:02d}{operator}{operand}=")
+            result, usual = int(part[-2:]), policies.usual_error(value, operator, operand, policies.BIASED_MORE)
+            is_right = result == task.apply(value, operator, operand)
+            assert is_right or usual is None or result == usual
+            (elsewhere if usual is None else biased).append(is_right)
+            value = result
+        assert end == f"#{value:02d}", "the chain goes on from an error"
+        wrong += not solution.endswith(f"#{problem.answer}")
+    assert sum(biased) / len(biased) == pytest.approx(policies.RIGHT_IN_BIASED, abs=0.08)
+    assert sum(elsewhere) / len(elsewhere) == pytest.approx(1 - policies.NOISE_ELSEWHERE, abs=0.005)
+    assert 200 < wrong < 380
+
+
+def test_measured_accuracy_is_the_probability_of_the_right_solution():
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    found = policies.measure_folder(CHECKPOINT, 2, 3)
+    probabilities = []
+    for problem in [one for one, _ in zip(task.generate(policies.HELD_OUT_SEED, 3), range(2), strict=False)]:
+        ids, p = prompt_ids(tokenizer, problem.question), 1.0
+        for token in [*tokenizer.encode(problem.solution, add_special_tokens=False), tokenizer.eos_token_id]:
+            with torch.no_grad():
+                p *= model(torch.tensor([ids])).logits[0, -1].softmax(-1)[token].item()
+            ids.append(token)
+        probabilities.append(p)
+    assert found["accuracy"] == pytest.approx(sum(probabilities) / 2, rel=1e-4)
+    assert found["pass_at_k"]["8"] == pytest.approx(sum(1 - (1 - p) ** 8 for p in probabilities) / 2, rel=1e-4)
+    assert (found["questions"], found["greedy"]) == (2, 1.0)
+    assert 0 < found["entropy"] < 1
+
+
+def test_sampled_measurements_are_near_the_exact_ones():
+    exact, sampled = policies.measure_folder(CHECKPOINT, 6, 3), policies.sample_folder(CHECKPOINT, 6, 3, room=48)
+    # 192 samples, and a wrong solution may end in the right number.
+    assert sampled["accuracy"] == pytest.approx(exact["accuracy"], abs=0.1)
+    assert sampled["greedy"] == exact["greedy"] == 1.0
+    assert sampled["entropy"] == pytest.approx(exact["entropy"], abs=0.03)
+    assert sampled["pass_at_k"]["32"] == 1.0
+
+
+def test_other_weights_than_the_recorded_ones_are_told(tmp_path, monkeypatch, recwarn):
+    folder = tmp_path / "biased"
+    shutil.copytree(CHECKPOINT, folder)
+    with pytest.warns(UserWarning, match="differ between processors"):
+        policies.check_weights(folder)
+    recwarn.clear()
+    monkeypatch.setitem(policies.WEIGHTS, "biased", policies.sha256(folder))
+    policies.check_weights(folder)
+    assert not recwarn.list
+
+
+def test_recorded_policies_are_as_the_suites_need_them():
+    """Sampling finds what greedy decoding of a biased policy does not; the degrees differ, and room is left above."""
+    found = blocks.result("policies")
+    assert list(found) == ["tiny", "talkative", "biased", "biased-more"]
+    assert {name: found[name]["sha256"] for name in policies.WEIGHTS} == policies.WEIGHTS
+    starts = {name: found[name]["accuracy"] for name in ("biased", "biased-more")}
+    assert all(0.25 <= start <= 0.45 for start in starts.values())
+    assert starts["biased"] > starts["biased-more"] + 0.05
+    for name in starts:
+        assert found[name]["greedy"] < found[name]["pass_at_k"]["32"] - 0.2
+    assert found["tiny"]["greedy"] > 0.95, "whose errors are noise"
+
+
+def test_results_of_policies_are_json_of_a_few_figures():
+    for measured in json.loads((blocks.RESULTS / "policies.json").read_text()).values():
+        assert measured.keys() >= {"questions", "accuracy", "greedy", "pass_at_k", "entropy", "sha256"}
