@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 
+from benchmarks import exact
 from benchmarks.arms import LEARNING_RATES, SUITES, Arm, Suite
 from benchmarks.lanes import in_lanes, seeds_outermost
 from benchmarks.machine import commit, machine, processor
-from benchmarks.policies import measure_folder
 from benchmarks.results import page, plot_curves
 from benchmarks.steps import Metrics, Step, parts_of, read_metrics, step_of, training_steps
 from benchmarks.stores import PROBLEM_STEPS
@@ -44,7 +44,7 @@ EXACT = "exact.json"
 #: Modules that every process of a run loads.
 MODULES = "benchmarks.waiting,benchmarks.raft"
 #: Held-out questions that exact accuracy is computed on, the same for all seeds.
-EXACT_QUESTIONS = 1024
+EXACT_QUESTIONS = exact.QUESTIONS
 #: Questions to train and to validate on.
 QUESTIONS, VAL_QUESTIONS = 64, 48
 #: Answers to each held-out question in a validation.
@@ -95,7 +95,7 @@ def measure_exports(checkpoints: Path, before: Mapping[str, Any]) -> dict[int, M
         raise ValueError(f"{checkpoints} has no global_step_*: the run exported no policy, see verl.log beside it")
     found = {0: before}
     for step in sorted(exports):
-        found[step] = measure_folder(exports[step] / "actor" / "huggingface", EXACT_QUESTIONS, PROBLEM_STEPS)
+        found[step] = exact.measure_folder(exports[step] / "actor" / "huggingface", EXACT_QUESTIONS, PROBLEM_STEPS)
     for step in sorted(exports)[:-1]:
         shutil.rmtree(exports[step])
     return found
@@ -108,12 +108,12 @@ def record(folder: Path, group_size: int) -> dict[str, Any]:
     trained = [step for step in steps if step.number > 0]
     parts = parts_of(metrics, waits(folder / "waiting.jsonl"))
     generated = sum(step.generated_tokens for step in trained)
-    exact = exact_of(folder)
+    exports = exact_of(folder)
     sampled = {step.number: step.val_accuracy for step in steps if step.val_accuracy is not None}
-    accuracies = {step: measured["accuracy"] for step, measured in exact.items()} or sampled
+    accuracies = {step: measured["accuracy"] for step, measured in exports.items()} or sampled
     return {
         "curve": curve(steps, accuracies),
-        "exact": exact[max(exact)] if exact else None,
+        "exact": exports[max(exports)] if exports else None,
         **answers_of(folder / "validation" / f"{trained[-1].number}.jsonl"),
         "train_s": sum(step.step_s for step in trained),
         "step_s": median(step.step_s for step in trained),
@@ -172,7 +172,7 @@ def measured_start(arm: Arm, out: Path) -> dict[str, Any]:
     policy = start_of(arm, out)
     path = out / f"start-{policy.name}.json"
     if not path.exists():
-        path.write_text(json.dumps(measure_folder(policy, EXACT_QUESTIONS, PROBLEM_STEPS)) + "\n")
+        path.write_text(json.dumps(exact.measure_folder(policy, EXACT_QUESTIONS, PROBLEM_STEPS)) + "\n")
     return json.loads(path.read_text())
 
 

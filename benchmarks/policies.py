@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.exact import HELD_OUT_SEED, KS, measure_folder
 from benchmarks.tiny import CHECKPOINT, prompt_ids, task
 from rpo_verl.tools.evaluation.estimators import pass_at_k
 from rpo_verl.tools.evaluation.results import markdown
@@ -43,10 +44,6 @@ RIGHT_IN_BIASED, NOISE_ELSEWHERE = 0.35, 0.01
 
 #: Policy → sha256 of the weights that the recorded results began with.
 WEIGHTS = {"talkative": "", "biased": "", "biased-more": ""}
-#: Numbers of answers that pass@k is computed for.
-KS = (1, 2, 4, 8, 16, 32)
-#: Of the questions that policies are measured on; training draws from other seeds.
-HELD_OUT_SEED = 910_000_000
 
 
 def weakened(out: Path) -> Path:
@@ -159,53 +156,13 @@ def with_remarks(solution: str, share: float, rng: random.Random) -> str:
     return "".join(f"{step};{REMARK if rng.random() < share else ''}" for step in steps) + end
 
 
-def measure_folder(folder: Path, count: int, steps: int) -> dict[str, Any]:
-    """Measure a policy by teacher forcing on held-out questions of `steps` operations, which have one right solution.
-
-    Args:
-        folder: Hugging Face folder.
-        count: questions, the same for every policy.
-        steps: operations in a question.
-
-    Returns:
-        `questions`, their number; `accuracy`, the mean probability p of the right solution at temperature 1; `greedy`,
-        the share of questions that greedy decoding solves; `pass_at_k`, the mean of 1 - (1 - p)^k; `entropy`, nats per
-        token of the right solutions.
-    """
-    model, tokenizer = _load(folder)
-    probabilities, greedy, entropies = [], [], []
-    problems = list(islice(task.generate(HELD_OUT_SEED, steps), count))
-    for first in range(0, count, 32):
-        rows, lengths = [], []
-        for problem in problems[first : first + 32]:
-            solution = [*tokenizer.encode(problem.solution, add_special_tokens=False), tokenizer.eos_token_id]
-            rows.append(torch.tensor(prompt_ids(tokenizer, problem.question) + solution))
-            lengths.append(len(solution))
-        # Questions with as many operations are equally long, and so are their solutions.
-        ids, size = torch.stack(rows), lengths[0]
-        with torch.inference_mode():
-            log_p = model(ids[:, :-1], logits_to_keep=size).logits.log_softmax(-1)
-        right = ids[:, -size:]
-        probabilities.append(log_p.gather(-1, right[..., None])[..., 0].double().sum(-1).exp())
-        greedy.append((log_p.argmax(-1) == right).all(-1))
-        entropies.append(-(log_p.exp() * log_p).sum(-1).mean(-1))
-    p = torch.cat(probabilities)
-    return {
-        "questions": count,
-        "accuracy": float(p.mean()),
-        "greedy": float(torch.cat(greedy).double().mean()),
-        "pass_at_k": {str(k): float((1 - (1 - p) ** k).mean()) for k in KS},
-        "entropy": float(torch.cat(entropies).mean()),
-    }
-
-
 @torch.inference_mode()
 def sample_folder(folder: Path, count: int, steps: int, samples: int = 32, room: int = 192) -> dict[str, Any]:
     """Measure a policy with many right solutions per question by sampling; the result has the form of the exact one.
 
     Args:
         folder: Hugging Face folder.
-        count: questions, of those that `measure_folder` takes the first ones.
+        count: questions, the first ones of those for exact accuracy.
         steps: operations in a question.
         samples: answers to each at temperature 1.
         room: tokens of the longest answer.

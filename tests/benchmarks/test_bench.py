@@ -18,7 +18,7 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import arms, bench, blocks, contamination, overhead, policies, steps, stores, waiting
+from benchmarks import arms, bench, blocks, contamination, exact, overhead, policies, steps, stores, waiting
 from benchmarks import results as results_of
 from benchmarks.steps import Step
 from benchmarks.tiny import CHECKPOINT, prompt_ids
@@ -323,7 +323,7 @@ def test_accuracy_of_a_run_that_exports_is_that_of_its_exports(tmp_path):
 
 def test_exports_are_measured_and_deleted_but_for_the_last(tmp_path, monkeypatch, one_thread):
     monkeypatch.setattr(bench, "EXACT_QUESTIONS", 4)
-    before = policies.measure_folder(CHECKPOINT, 4, stores.PROBLEM_STEPS)
+    before = exact.measure_folder(CHECKPOINT, 4, stores.PROBLEM_STEPS)
     for step in (8, 16):
         shutil.copytree(CHECKPOINT, tmp_path / f"global_step_{step}" / "actor" / "huggingface")
     # Where veRL says which one is the latest.

@@ -17,7 +17,7 @@ from benchmarks.tiny import CHECKPOINT, task
 
 VERL = json.loads((ROOT / "docs" / "results" / "bench-main.json").read_text())
 SETTINGS = VERL["settings"]
-RUNS = {int(seed): run for seed, run in VERL["runs"]["grpo"].items()}
+RUNS = {int(seed): run for seed, run in VERL["runs"]["grpo-plain"].items()}
 
 
 @pytest.fixture(autouse=True)

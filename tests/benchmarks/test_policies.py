@@ -5,11 +5,10 @@ import random
 import shutil
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import blocks, policies
-from benchmarks.tiny import CHECKPOINT, prompt_ids, task
+from benchmarks.exact import measure_folder
+from benchmarks.tiny import CHECKPOINT, task
 
 CONTEXTS = [
     (value, operator, operand)
@@ -54,26 +53,8 @@ def test_biased_solutions_are_right_as_often_as_they_should():
     assert 200 < wrong < 380
 
 
-def test_measured_accuracy_is_the_probability_of_the_right_solution():
-    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    found = policies.measure_folder(CHECKPOINT, 2, 3)
-    probabilities = []
-    for problem in [one for one, _ in zip(task.generate(policies.HELD_OUT_SEED, 3), range(2), strict=False)]:
-        ids, p = prompt_ids(tokenizer, problem.question), 1.0
-        for token in [*tokenizer.encode(problem.solution, add_special_tokens=False), tokenizer.eos_token_id]:
-            with torch.no_grad():
-                p *= model(torch.tensor([ids])).logits[0, -1].softmax(-1)[token].item()
-            ids.append(token)
-        probabilities.append(p)
-    assert found["accuracy"] == pytest.approx(sum(probabilities) / 2, rel=1e-4)
-    assert found["pass_at_k"]["8"] == pytest.approx(sum(1 - (1 - p) ** 8 for p in probabilities) / 2, rel=1e-4)
-    assert (found["questions"], found["greedy"]) == (2, 1.0)
-    assert 0 < found["entropy"] < 1
-
-
 def test_sampled_measurements_are_near_the_exact_ones():
-    exact, sampled = policies.measure_folder(CHECKPOINT, 6, 3), policies.sample_folder(CHECKPOINT, 6, 3, room=48)
+    exact, sampled = measure_folder(CHECKPOINT, 6, 3), policies.sample_folder(CHECKPOINT, 6, 3, room=48)
     # 192 samples, and a wrong solution may end in the right number.
     assert sampled["accuracy"] == pytest.approx(exact["accuracy"], abs=0.1)
     assert sampled["greedy"] == exact["greedy"] == 1.0
