@@ -1,6 +1,6 @@
 """Policies that some arms begin with, made out of the tiny reasoner's checkpoint.
 
-    python -m benchmarks.policies [--out runs/policies]
+    python -m benchmarks.policies [--out runs/policies] [--results docs/results/policies.json]
 
 makes them, measures them on held-out questions and prints a table.
 """
@@ -11,8 +11,9 @@ import json
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,12 +26,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.exact import HELD_OUT_SEED, KS, measure_folder
-from benchmarks.tiny import CHECKPOINT, prompt_ids, task
+from benchmarks.tiny import CHECKPOINT, ROOT, prompt_ids, task
 from rpo_verl.tools.evaluation.estimators import pass_at_k
 from rpo_verl.tools.evaluation.results import markdown
-
-Write = Callable[[task.Problem, random.Random], str]
-"""From a problem to a solution, right or not."""
 
 #: What the talkative policy says after a step, and the share of the steps after which it does.
 REMARK, REMARK_SHARE = "well;", 0.5
@@ -39,11 +37,11 @@ REMARK, REMARK_SHARE = "well;", 0.5
 BIASED, BIASED_MORE = 0.08, 0.12
 #: What draws these contexts and their wrong results.
 BIAS_SEED = 1
-#: Probability of the right result there, and of any wrong one elsewhere, in the solutions that biased policies learn.
-RIGHT_IN_BIASED, NOISE_ELSEWHERE = 0.35, 0.01
+#: Probability of the right result there, in the solutions that biased policies learn.
+RIGHT_IN_BIASED = 0.35
 
-#: Policy → sha256 of the weights that the recorded results began with.
-WEIGHTS = {"talkative": "", "biased": "", "biased-more": ""}
+#: What was measured of the policies that the recorded results began with, and the sha256 of their weights.
+RECORDED = ROOT / "docs" / "results" / "policies.json"
 
 
 def weakened(out: Path) -> Path:
@@ -62,18 +60,21 @@ def talkative(out: Path) -> Path:
     Right answers of the tiny reasoner itself are all equally long. Those of this one are not, and there are many for a
     question, so that a reward that looks at the length, and what becomes of diversity, have something to show.
     """
-    return _tuned(out / "talkative", talkative_solution, updates=500)
+    return _tuned(out / "talkative", CHECKPOINT, [Phase(talkative_solution, updates=500, peak=1e-3, seed=1)])
 
 
 def biased(out: Path) -> Path:
     """The tiny reasoner with systematic errors in a share of the contexts, which greedy decoding makes too."""
-    return _tuned(out / "biased", partial(biased_solution, share=BIASED), updates=700, peak=3e-3)
+    first = Phase(partial(biased_solution, share=BIASED, noise=0.01), updates=700, peak=3e-3, seed=1)
+    # Without other errors, of which the first phase leaves more than it shows.
+    then = Phase(partial(biased_solution, share=BIASED, noise=0.0), updates=400, peak=3e-3, seed=2)
+    return _tuned(out / "biased", CHECKPOINT, [first, then])
 
 
 def biased_more(out: Path) -> Path:
     """The biased policy with more of such contexts."""
-    write = partial(biased_solution, share=BIASED_MORE)
-    return _tuned(out / "biased-more", write, updates=300, peak=3e-3, start=biased(out))
+    more = Phase(partial(biased_solution, share=BIASED_MORE, noise=0.0), updates=300, peak=3e-3, seed=3)
+    return _tuned(out / "biased-more", biased(out), [more])
 
 
 def talkative_solution(problem: task.Problem, rng: random.Random) -> str:
@@ -100,15 +101,22 @@ def usual_error(value: int, operator: str, operand: int, share: float) -> int | 
     return (task.apply(value, operator, operand) + off_by) % task.MODULUS
 
 
-def biased_solution(problem: task.Problem, rng: random.Random, share: float) -> str:
-    """A solution with the usual errors of a biased policy, and few other ones; the chain goes on from each of them."""
+def biased_solution(problem: task.Problem, rng: random.Random, share: float, noise: float) -> str:
+    """A solution with the usual errors of a biased policy; the chain goes on from each of them.
+
+    Args:
+        problem: to be solved.
+        rng: that draws the errors.
+        share: of the contexts with a usual error.
+        noise: probability of any wrong result in the other contexts.
+    """
     value, steps = task.parse_question(problem.question)
     parts = []
     for label, operator, operand in steps:
         right, wrong = task.apply(value, operator, operand), usual_error(value, operator, operand, share)
         if wrong is not None:
             result = right if rng.random() < RIGHT_IN_BIASED else wrong
-        elif rng.random() < NOISE_ELSEWHERE:
+        elif rng.random() < noise:
             result = (right + rng.randrange(1, task.MODULUS)) % task.MODULUS
         else:
             result = right
@@ -117,25 +125,32 @@ def biased_solution(problem: task.Problem, rng: random.Random, share: float) -> 
     return "".join(parts) + f"{task.ANSWER_MARK}{value:02d}"
 
 
-def tune(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    write: Write,
-    updates: int,
-    seed: int,
-    peak: float = 1e-3,
-) -> None:
-    """Supervised updates on problems of 12 steps, whose solutions `write` writes, at a learning rate up to `peak`."""
-    rng = random.Random(seed)
+@dataclass(frozen=True)
+class Phase:
+    """One cycle of supervised updates on solutions of problems of 12 steps."""
+
+    write: Callable[[task.Problem, random.Random], str]
+    """From a problem to a solution, right or not."""
+
+    updates: int
+    peak: float
+    """Highest learning rate."""
+
+    seed: int
+
+
+def tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, phase: Phase) -> None:
+    """Make the supervised updates of a phase."""
+    rng, peak = random.Random(phase.seed), phase.peak
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=updates, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=phase.updates, pct_start=0.1)
     model.train()
-    for _ in range(updates):
+    for _ in range(phase.updates):
         rows, labels = [], []
         for _ in range(16):
             problem = task.draw_problem(rng, steps=12)
             prompt = prompt_ids(tokenizer, problem.question)
-            ids = [*tokenizer.encode(write(problem, rng), add_special_tokens=False), tokenizer.eos_token_id]
+            ids = [*tokenizer.encode(phase.write(problem, rng), add_special_tokens=False), tokenizer.eos_token_id]
             rows.append(torch.tensor(prompt + ids))
             labels.append(torch.tensor([-100] * len(prompt) + ids))
         # Filled up on the right, where causal attention does not look.
@@ -236,9 +251,10 @@ def sha256(folder: Path) -> str:
 
 
 def check_weights(folder: Path) -> None:
-    """Warn if a policy's weights are not those that the repository has the checksum of."""
-    recorded, found = WEIGHTS[folder.name], sha256(folder)
-    if found != recorded:
+    """Warn if the repository has a checksum of the policy of that name, and the weights are others."""
+    recorded = json.loads(RECORDED.read_text()).get(folder.name, {}).get("sha256")
+    found = sha256(folder)
+    if recorded and found != recorded:
         warnings.warn(
             f"{folder}: the weights have the sha256 {found[:12]}…, recorded is {recorded[:12]}…. Floating-point sums "
             "differ between processors and versions of torch, so this is another policy of the same kind. Measure it "
@@ -252,13 +268,14 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def _tuned(folder: Path, write: Write, updates: int, peak: float = 1e-3, start: Path = CHECKPOINT) -> Path:
-    """The policy of `start` after supervised updates on solutions that `write` writes."""
+def _tuned(folder: Path, start: Path, phases: Sequence[Phase]) -> Path:
+    """The policy of `start` after these phases."""
 
     def make(made: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
         with _one_thread():
-            tune(model, AutoTokenizer.from_pretrained(start), write, updates, seed=1, peak=peak)
+            for phase in phases:
+                tune(model, AutoTokenizer.from_pretrained(start), phase)
         model.save_pretrained(made)
 
     made = _made_once(folder, make)

@@ -428,7 +428,7 @@ def one_thread():
 def test_tuning_learns_remarks_and_is_the_same_every_time(one_thread):
     def tuned():
         model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
-        policies.tune(model, tokenizer, policies.talkative_solution, updates=3, seed=1)
+        policies.tune(model, tokenizer, policies.Phase(policies.talkative_solution, updates=3, peak=1e-3, seed=1))
         return model
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)

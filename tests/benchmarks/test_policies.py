@@ -36,7 +36,7 @@ def test_biased_solutions_are_right_as_often_as_they_should():
     biased, elsewhere, wrong = [], [], 0
     for _ in range(400):
         problem = task.draw_problem(rng, steps=12)
-        solution = policies.biased_solution(problem, rng, policies.BIASED_MORE)
+        solution = policies.biased_solution(problem, rng, policies.BIASED_MORE, noise=0.01)
         value, operations = task.parse_question(problem.question)
         *parts, end = solution.split(";")
         for part, (label, operator, operand) in zip(parts, operations, strict=True):
@@ -49,7 +49,7 @@ def test_biased_solutions_are_right_as_often_as_they_should():
         assert end == f"#{value:02d}", "the chain goes on from an error"
         wrong += not solution.endswith(f"#{problem.answer}")
     assert sum(biased) / len(biased) == pytest.approx(policies.RIGHT_IN_BIASED, abs=0.08)
-    assert sum(elsewhere) / len(elsewhere) == pytest.approx(1 - policies.NOISE_ELSEWHERE, abs=0.005)
+    assert sum(elsewhere) / len(elsewhere) == pytest.approx(0.99, abs=0.005)
     assert 200 < wrong < 380
 
 
@@ -68,24 +68,24 @@ def test_other_weights_than_the_recorded_ones_are_told(tmp_path, monkeypatch, re
     with pytest.warns(UserWarning, match="differ between processors"):
         policies.check_weights(folder)
     recwarn.clear()
-    monkeypatch.setitem(policies.WEIGHTS, "biased", policies.sha256(folder))
+    recorded = tmp_path / "policies.json"
+    recorded.write_text(json.dumps({"biased": {"sha256": policies.sha256(folder)}}))
+    monkeypatch.setattr(policies, "RECORDED", recorded)
     policies.check_weights(folder)
+    # Nothing is recorded of another one.
+    policies.check_weights(folder.rename(tmp_path / "unknown"))
     assert not recwarn.list
 
 
 def test_recorded_policies_are_as_the_suites_need_them():
     """Sampling finds what greedy decoding of a biased policy does not; the degrees differ, and room is left above."""
     found = blocks.result("policies")
-    assert list(found) == ["tiny", "talkative", "biased", "biased-more"]
-    assert {name: found[name]["sha256"] for name in policies.WEIGHTS} == policies.WEIGHTS
+    assert found.keys() >= {"tiny", "biased", "biased-more"}
     starts = {name: found[name]["accuracy"] for name in ("biased", "biased-more")}
     assert all(0.25 <= start <= 0.45 for start in starts.values())
     assert starts["biased"] > starts["biased-more"] + 0.05
     for name in starts:
         assert found[name]["greedy"] < found[name]["pass_at_k"]["32"] - 0.2
     assert found["tiny"]["greedy"] > 0.95, "whose errors are noise"
-
-
-def test_results_of_policies_are_json_of_a_few_figures():
-    for measured in json.loads((blocks.RESULTS / "policies.json").read_text()).values():
+    for measured in found.values():
         assert measured.keys() >= {"questions", "accuracy", "greedy", "pass_at_k", "entropy", "sha256"}
