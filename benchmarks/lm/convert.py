@@ -25,7 +25,8 @@ CHECKSUM = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PARAMETERS = 134_515_008
 VOCABULARY = 49_152
 #: A message begins with <|im_start|> and ends with <|im_end|>, which fills up short rows too.
-TOKENS = {"unk_token": "<|endoftext|>", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+END = "<|im_end|>"
+TOKENS = {"unk_token": "<|endoftext|>", "bos_token": "<|im_start|>", "eos_token": END, "pad_token": END}
 TOKEN_IDS = {"unk_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 #: What the template makes of a question.
 ASKED = (
