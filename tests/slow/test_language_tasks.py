@@ -1,0 +1,151 @@
+"""The language bench without a training: its questions, its verifier, its conversion and its warm start.
+
+`make test-slow` installs what they read into build/lm (`requirements/lm.txt`).
+"""
+
+import json
+import sys
+from itertools import islice
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT
+
+PACKAGES = ROOT / "build" / "lm"
+
+
+@pytest.fixture(autouse=True)
+def packages(monkeypatch):
+    """Model and verifier importable."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(PACKAGES)])
+
+
+@pytest.fixture(params=["chain_sum", "leg_counting"])
+def task(request):
+    from benchmarks.lm.tasks import TASKS
+
+    return TASKS[request.param]
+
+
+@pytest.fixture(scope="module")
+def untouched():
+    """The tokenizer as transformers reads it from the package's file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(PACKAGES)])
+        from transformers import AutoTokenizer
+
+        from benchmarks.lm.convert import source
+
+        return AutoTokenizer.from_pretrained(source().parent, gguf_file=source().name)
+
+
+def score(task, entry, text):
+    from benchmarks.lm.reward import compute_score
+
+    row = task.row(entry, "train", 0)
+    return compute_score(row["data_source"], text, row["reward_model"]["ground_truth"], row["extra_info"])
+
+
+def test_worked_solutions_are_right(task):
+    for entry in islice(task.entries(seed=1), 300):
+        assert score(task, entry, task.solution(entry)) == {"score": 1.0, "acc": 1.0}, task.solution(entry)
+        *_, last = task.steps(entry)
+        assert last.endswith(f"= {entry['answer']}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<answer>12</answer>", 1.0),
+        ("3 + 9 = 12\n<answer> +12.0 </answer>", 1.0),
+        ("<answer>3</answer> no: <answer>12</answer>", 1.0),
+        ("<answer>112</answer>", 2 / 3),
+        ("<answer>13</answer>", 0.0),
+        ("<answer>12", 0.0),
+        ("12", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_near_misses_are_paid_for_and_are_not_right(text, expected):
+    from benchmarks.lm.tasks import TASKS
+
+    found = score(TASKS["chain_sum"], {"question": "3 + 9 =", "answer": "12", "metadata": {}}, text)
+    assert found == {"score": pytest.approx(expected), "acc": float(expected == 1.0)}
+
+
+def test_no_question_is_used_twice(task, tmp_path):
+    from benchmarks.lm import tasks, warm_start
+
+    asked = []
+    for seed in (1, 2):
+        tasks.write_questions(task, tmp_path / str(seed), train=20, val=10, seed=seed)
+        for split, size in (("train", 20), ("val", 10)):
+            rows = pq.read_table(tmp_path / str(seed) / f"{split}.parquet").to_pylist()
+            assert len(rows) == size
+            asked.append({row["prompt"][-1]["content"] for row in rows})
+            assert all(json.loads(row["extra_info"]["entry"])["answer"] for row in rows)
+    asked.append({tasks.ask(entry) for entry in islice(task.entries(warm_start.SEED), 300)})
+    for number, one in enumerate(asked):
+        assert all(not one & other for other in asked[:number])
+    with pytest.raises(ValueError, match="seed=0"):
+        tasks.write_questions(task, tmp_path / "0", train=1, val=1, seed=0)
+
+
+def test_the_file_alone_gives_a_tokenizer_that_never_ends(untouched):
+    """The reason for `mend`. Where this fails, transformers reads the file better than it did."""
+    from benchmarks.lm.convert import END, TOKEN_IDS, mend
+
+    assert untouched.eos_token == untouched.bos_token != END
+    mend(untouched)
+    assert {name: getattr(untouched, name) for name in TOKEN_IDS} == TOKEN_IDS
+
+
+def test_another_file_is_refused(monkeypatch):
+    from benchmarks.lm import convert
+
+    monkeypatch.setattr(convert, "CHECKSUM", "0" * 64)
+    with pytest.raises(convert.ConversionError, match="SHA-256"):
+        convert.source()
+
+
+def test_warm_start_learns_solutions_only_and_is_the_same_every_time(untouched, task):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from benchmarks.lm.convert import mend
+    from benchmarks.lm.warm_start import tokenized, tune
+
+    mend(untouched)
+    ids, learned = next(tokenized(task, untouched, seed=1000))
+    entry = next(task.entries(seed=1000))
+    assert untouched.decode(ids[learned]) == task.solution(entry) + "<|im_end|>"
+    assert untouched.decode(ids[~learned]).endswith("<|im_start|>assistant\n")
+
+    def tuned():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(untouched), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+        )
+        model = LlamaForCausalLM(config)
+        return list(tune(model, untouched, task, updates=6, batch=2, lr=1e-2)), model.lm_head.weight
+
+    losses, weights = tuned()
+    assert losses[-1] < losses[0] - 0.1
+    again, same = tuned()
+    assert again == losses and torch.equal(same, weights)
+
+
+def test_table_of_the_bench():
+    from benchmarks.lm import bench
+
+    def run(*accuracies):
+        curve = [
+            {"step": 15 * n, "seconds": 60.0 * n, "tokens": 1000 * n, "accuracy": a} for n, a in enumerate(accuracies)
+        ]
+        return {"curve": curve, "generated_tokens": 2000, "generated_tokens_per_sample": 50.0, "train_s": 120.0,
+                "step_s": 4.0}  # fmt: skip
+
+    head, grpo, rpo = bench.rows({"grpo": {"1": run(0.2, 0.3, 0.4)}, "rpo": {"1": run(0.2, 0.4, 0.5)}})
+    assert head[:3] == ["arm", "seeds", "before"]
+    assert grpo[1:6] == ["1", "0.200", "0.400", "0.350", "2,000"] and grpo[-2:] == ["2,000", "120"]
+    assert rpo[-2:] == ["1,000", "60"]
