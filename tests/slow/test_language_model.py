@@ -105,7 +105,8 @@ def train(folder, name, steps, *overrides, **knobs):
 def knobs_of(folder):
     return {
         "MODEL_PATH": str(folder / "model"), "DATA_DIR": str(folder / "data"), "REWARD_FILE": str(REWARD),
-        "QUESTIONS_PER_STEP": "2", "LEARNING_RATE": "1e-5", "LEARNING_RATE_SCHEDULE": "constant",
+        "QUESTIONS_PER_STEP": "2", "MICRO_BATCH_SIZE": "2",
+        "LEARNING_RATE": "1e-5", "LEARNING_RATE_SCHEDULE": "constant",
         "MAX_PROMPT_LENGTH": str(PROMPT), "MAX_RESPONSE_LENGTH": str(RESPONSE),
     }  # fmt: skip
 
