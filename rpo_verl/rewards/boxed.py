@@ -26,7 +26,7 @@ def last_boxed(text: str) -> str | None:
         if later is None:
             contents, later = [content], box.start()
         elif end > later:  # around the boxes read so far
-            contents, later = [content] if len(contents) == 1 else contents, box.start()
+            contents, later = contents if _BOX.match(content) else [content], box.start()
         elif content and _JOINT.fullmatch(text[end:later]):
             contents, later = [content, *contents], box.start()
         else:

@@ -23,7 +23,7 @@ _MARK = re.compile(
     "|".join(
         (
             r"^[ \t>*]*#{4}[ \t]*(?=\S)",
-            rf"\banswer\b{_STARS}[ \t]*(?:[:：=]|\b(?:is|are|(?:would|will|should|must) be)\b[ \t]*:?){_STARS}",
+            rf"\banswers?\b{_STARS}[ \t]*(?:[:：=]|\b(?:is|are|(?:would|will|should|must) be)\b[ \t]*:?){_STARS}",
             r"\banswer\b[^.\n:=]{1,60}?\b(?:is|are)\b[ \t]*:?",
             r"^[ \t>#*]*final[ \t]+answer[ \t*:]*$",
         )

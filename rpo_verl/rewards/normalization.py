@@ -34,11 +34,12 @@ _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True)
 
 #: `{…}` with two levels of braces in it.
 _GROUP = r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+_TEXT = r"\\text\{[^{}]*\}"
 _NUMBER = r"\d+(?:\.\d+)?"
 _FUNCTIONS = "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp"
 #: Words that lead up to an answer and are no part of it.
 _LABEL = (
-    r"(?:so|thus|hence|therefore|and|then|is|the|our|your|my|a|final|correct|exact|required|approximate|total|sum|"
+    r"(?:so|thus|hence|therefore|and|then|is|the|our|your|my|final|correct|exact|required|approximate|total|sum|"
     r"number|value|count|result|solution|answer|option|choice|area|volume|length|probability|remainder|product|average|"
     r"mean|cost|price|distance|time|perimeter|ratio|of|approximately|about|roughly|exactly|simply|equals|equal to)"
 )
@@ -70,7 +71,7 @@ _UNIT_LETTERS = "AbcCdFghJKlLmNRsStTVW"
 def _word_or_symbol(match: re.Match) -> str:
     r"""The content of `\text{…}` if there is no word in it, else the text unchanged."""
     content = match[1].strip()
-    behind_number = re.search(r"[\d}]\s*(?:\\cdot\s*)?$", match.string[: match.start()])
+    behind_number = re.search(r"[\d}]\s*(?:\\cdot|/)?\s*$", match.string[: match.start()])
     if len(content) == 1 and content in _UNIT_LETTERS and behind_number:
         return match[0]
     return f" {content} " if re.fullmatch(r"[A-Za-z]|[^A-Za-z]*|\(?[A-Z]\)?", content) else match[0]
@@ -113,8 +114,8 @@ def _dotted(match: re.Match) -> str:
 _SIZES = ("tiny", "scriptsize", "footnotesize", "small", "normalsize", "[lL]arge", "LARGE", "[hH]uge", "[bB]igg?[lrm]?")
 _FRAMES = ("ensuremath", "underline", "uline", "boxed", "f?box", "framebox", "boldsymbol", "bm", "pmb",
            "math(?:op|ord)", "hbox", "smash", "emph", "displaystyle")  # fmt: skip
-_FONTS = ("math(?:rm|bf|it|sf|tt|normal|bfit)", "text(?:rm|bf|it|sf|tt|normal|sl|sc|up|md)?", "mbox",
-          "bf", "rm", "it", "sf", "tt")  # fmt: skip
+_FONTS = ("math(?:rm|bf|it|sf|tt|normal|bfit)", r"math(?:cal|scr|frak)(?=\{\d)",
+          "text(?:rm|bf|it|sf|tt|normal|sl|sc|up|md)?", "mbox", "bf", "rm", "it", "sf", "tt")  # fmt: skip
 
 #: In this order, from the outside of an answer to its inside.
 RULES = (
@@ -125,14 +126,26 @@ RULES = (
     _rule("space", r"(?<!\\)\\[,;:> ]|(?<=.)~(?!\d)|(?<=\D)~|[\s\u00a0\u2000-\u200a\u202f]+", " "),
     _rule("named space", _command("q?quad", "(?:thin|med|thick|en)space") + r"|\\[hv]space\*?\{[^{}]*\}", " "),
     _rule("invisible", r"\\(?:[hv]?phantom|label|tag)\s*\{[^{}]*\}|" + _command("nonumber", "(?:no)?limits"), ""),
+    _rule(
+        "ornament", _command("hfill", "checkmark", "(?:black)?square", "Box", "qed", "therefore") + "|[✓✔∎■□∴✅]", ""
+    ),
+    _rule("markup", r"</?(?:b|i|u|em|strong|span|p|code)\s*/?>", ""),
     _rule("size", _command("(?:display|text|script)style", *_SIZES), ""),
     _rule("size of brackets", r"\\m?(?:left|right)\s*(?=[()\[\]|.\\])\.?", ""),
     # Dress.
     _rule("old font", _command("bf(?:series)?", "rm", "it(?:shape)?", "sf", "tt", "sl", "em") + r"(?!\s*\{)\s*", ""),
     _rule("colour", r"\\color\s*(?:\[[^\]]*\])?\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}(?=\s*\{)", ""),
-    _rule("frame", rf"(?:{_command(*_FRAMES)}|\\colorbox\{{[^{{}}]*\}})\s*{_GROUP}", r"{\1}"),
+    _rule("frame", rf"(?:{_command(*_FRAMES)}|\\f?colorbox(?:\{{[^{{}}]*\}}){{1,2}}(?=\{{))\s*{_GROUP}", r"{\1}"),
     _rule("font", rf"(?:{_command(*_FONTS)}|\\operatorname\*?(?=\{{(?!{_FUNCTIONS})))\s*\{{", r"\\text{"),
     _rule("nested text", r"\\text\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1}"),
+    _rule(
+        "fraction of units",
+        r"\\[dtc]?frac\s*\{\s*(\\text\{[^{}]*\}[^{}]*)\}\s*\{\s*(\\text\{[^{}]*\}[^{}]*)\}",
+        r"\1/\2",
+    ),
+    _rule("micro", r"\\mu\s*\\text\{\s*", r"\\text{micro"),
+    _rule("ohm", r"(?<=[\d}\s])\\Omega$|\\text\{\s*\\Omega\s*\}$", r"\\text{ ohm}"),
+    _rule("modulus in text", r"\\text\{\s*mod(?:ulo)?\s*\}", r"\\bmod "),
     _rule("text without words", r"\\text\{([^{}]*)\}", _word_or_symbol),
     _rule("mathematics delimiters", r"\\[()\[\]]|\$\$|(?<!\\)\$(?!\s*\d)|(?<!\\)\$(?=[^$]*\$)", ""),
     _rule("Markdown", r"\*\*(?=[^*]+\*\*)|(?<=\S)\*\*$|^\*(?=[^*]+\*$)|(?<=[^*])\*$|`|^_+(?=\w)|(?<=\S)_+$", ""),
@@ -157,14 +170,18 @@ RULES = (
     # Notations of programs.
     _rule("library", r"\b(?:np|numpy|math|sympy|sp|cmath)\.(?=[A-Za-z])", ""),
     _rule("power", r"\*\*", "^"),
-    _rule("function", rf"(?<![\\A-Za-z])({_FUNCTIONS})(?=\s*(?:\(|\\|[a-z]\b|\d))", r"\\\1"),
+    _rule("function", rf"(?<![\\A-Za-z])({_FUNCTIONS})(?=\s*(?:\(|\\|[a-zα-ω]\b|\d))", r"\\\1"),
+    _rule("absolute value", r"(?<![\\A-Za-z])abs\(([^()]*)\)", r"|\1|"),
     _rule("root", r"(?<![\\A-Za-z])\\?sqrt\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"\\sqrt{\1}"),
+    _rule("root without parentheses", r"(?<![\\A-Za-z])sqrt(?=\s*[\d{])", r"\\sqrt"),
     _rule("pi", r"(?<![\\A-Za-z])pi(?![A-Za-z])|\\text\{\s*pi\s*\}", r"\\pi "),
     _rule("power of ten", rf"(?<![\w.\\])([+-]?{_NUMBER})\s*[eE]\s*([+-]?\d+)(?![\w.])", r"\1\\times 10^{\2}"),
     # Roots.
     _rule("root sign", r"([√∛∜])\s*(\([^()]*\)|\d+(?:\.\d+)?|[A-Za-z]|\{[^{}]*\})", _root),
     _rule("root of a digit", r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
     # What leads up to an answer, and what follows it.
+    _rule("arrow", r"^\s*(?:" + _command("(?:Long)?[Rr]ightarrow", "implies", "to") + r"|⇒|⟹)\s*", ""),
+    _rule("option", r"^(?:\\text\{\s*)?(?:option|choice)\s+(\(?[A-J]\)?)\s*\}?$", r"\1", re.I),
     _rule("label in text", rf"^\s*\\text\{{\s*(?:{_LABEL}\s+)*{_LABEL}\s*[:=]\s*([^{{}}]+)\}}$", r"\\text{\1}", re.I),
     _rule("leading text", rf"^\s*\\text\{{\s*(?:{_LABEL}\s*)+[:=]?\s*\}}\s*[:=]?\s*(?=\S)", "", re.I),
     _rule("leading words", rf"^\s*(?:{_LABEL}\s+)*{_LABEL}\s*(?:[:=]|\bis\b:?)\s*(?=\S)", "", re.I),
@@ -173,6 +190,7 @@ RULES = (
     _rule("named tuple", r"^\s*\(\s*[A-Za-z]\w*(?:\s*,\s*[A-Za-z]\w*)+\s*\)\s*=\s*(?=\()", ""),
     _rule("approximation", rf"^\s*(?:[A-Za-z]\w*\s*)?(?:{_command('approx', 'sim(?:eq)?', 'cong', 'doteq')}|~)\s*", ""),
     _rule("congruence", r"^\s*[A-Za-z]\w*\s*\\equiv(?![A-Za-z])\s*", ""),
+    _rule("digits that go on", r"(?<![\d.])(\d+)\.(\d*?)(\d+?)\3{2,}(?:\.{3}|\\[lc]?dots)", r"\1.\2\\overline{\3}"),
     _rule("trailing mark", r"(?:\s|\\ |[,;:!](?<!\d!)(?<![A-Za-z)}]!)|\\\\|(?<!\.)\.)+$", ""),
     _rule("trailing mark in text", r"\\text\{([^{}]*?)[.,;:!]+\s*\}$", r"\\text{\1}"),
     # Numbers.
@@ -187,6 +205,7 @@ RULES = (
     _rule("mixed number", r"(?<![\d.}^_/*+\\])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
     _rule("dotted digits", r"(?<![\d.])(\d+)\.(\d*)(\\dot\s*\{?\d\}?(?:\d*\\dot\s*\{?\d\}?)?)", _dotted),
     _rule("repeated digits", r"(?<![\d.])(\d+)\.(\d*)\\(?:overline|bar)\s*\{?(\d+)\}?", _repeating),
+    _rule("base behind parentheses", r"\(([\dA-F]+)\)(?=_\{?\d)", r"\1"),
     # Braces.
     _rule("set in plain braces", r"^\s*\{\s*\{?([^{}]+,[^{}]+)\}?\s*\}\s*$", r"\\{\1\\}"),
 )
@@ -220,7 +239,8 @@ def _joined(text: str) -> str:
 
 
 def _runs(text: str) -> str:
-    """`x²³` as `x^{23}` and `x₁` as `x_{1}`."""
+    r"""`x²³` as `x^{23}`, `x₁` as `x_{1}`, and `3 m²` with its unit in `\text{…}`."""
+    text = re.sub(r"(?<=\d)\s+(m|in)(?=[²³])", r"\\text{ \1}", text)
     for table, sign in ((_RAISED, "^"), (_LOWERED, "_")):
         text = re.sub(f"[{''.join(table)}]+", lambda m, t=table, s=sign: f"{s}{{{''.join(t[c] for c in m[0])}}}", text)
     return text

@@ -25,7 +25,8 @@ BARE = words(
 _RAISED = r"(?:\s*\^\s*\{?-?\d\}?)?"
 _WORD = r"[A-Za-z][A-Za-z.'-]*"
 _CODES = r"(?:Rs|USD|EUR|GBP|INR)\.?"
-_CURRENCY = rf"(?:US)?\\?\$|[€£₹¥]|\\(?:pounds|textsterling|(?:text)?euro)(?![A-Za-z])|\\text\{{\s*{_CODES}\s*\}}|{_CODES}(?!\w)"
+_COMMANDS = r"\\(?:pounds|textsterling|(?:text)?euro)(?![A-Za-z])"
+_CURRENCY = rf"(?:US)?\\?\$|[€£₹¥]|{_COMMANDS}|\\text\{{\s*{_CODES}\s*\}}|{_CODES}(?!\w)"
 _BEFORE = re.compile(rf"^((?:[A-Za-z]\w*\s*=)?\s*[-+]?)\s*({_CURRENCY})\s*(?=[-+\d.\\(])")
 _CURRENCY_BEHIND = re.compile(rf"(?<=[\d}}])\s*({_CURRENCY})\s*$")
 _DEGREES = re.compile(r"(?<=[\d})])\s*\^\s*\\circ\s*(?:\\?(?:text\{)?\s*([CF])\s*\}?)?\s*$")

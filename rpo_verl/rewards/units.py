@@ -31,6 +31,7 @@ SIZES = {
     "kmh": (Fraction(5, 18), {"length": 1, "time": -1}),
     "ounce": (Fraction(45359237, 16 * 10**8), {"mass": 1}),
     "ton": (Fraction(1000), {"mass": 1}),
+    "week": (Fraction(604800), {"time": 1}),
     "gallon": (Fraction(3785411784, 10**12), {"length": 3}),
     "acre": (Fraction(40468564224, 10**7), {"length": 2}),
 }
@@ -69,9 +70,9 @@ class Unit:
         """Factor from values in `self` to values in `other`; None if they do not agree. No unit agrees with all."""
         if self.labels and other.labels and not (self.labels <= other.labels or other.labels <= self.labels):
             return None
-        if not self.kind or not other.kind:
-            return Fraction(1)
-        return self.size / other.size if self.kind == other.kind else None
+        if self.kind and other.kind:
+            return self.size / other.size if self.kind == other.kind else None
+        return None if (self.kind and other.labels) or (other.kind and self.labels) else Fraction(1)
 
 
 def named(name: str) -> Unit:
@@ -82,6 +83,7 @@ def named(name: str) -> Unit:
 def read_unit(text: str) -> Unit | None:
     """The unit that a text names; None if its words are none, such as `or more`."""
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"^\s*in\b", "inch", text)
     for sign, pattern in (("£", r"\\textsterling\b|\\pounds\b"), ("€", r"\\(?:text)?euro\b"), ("$", r"US\\?\$")):
         text = re.sub(pattern, lambda _, sign=sign: sign, text)
     text = re.sub(r"\b([apAP])\.?\s?([mM])\b\.?", r"\1\2", text.replace("\\", "").replace("cdot", " "))

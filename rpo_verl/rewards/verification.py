@@ -41,7 +41,7 @@ _BOXED = [
 ]
 _ANYWHERE = [LatexExtractionConfig(), ExprExtractionConfig()]
 
-_CHOICE = re.compile(r"^\(?([A-J])\)[.:]?\s+(?=\S)(.+)$")
+_CHOICE = re.compile(r"^\(?([A-J])(?:\)[.:]?|[.:](?=\s))\s*(.*)$")
 _BASED = re.compile(r"^(?:\\text\{)?\s*(\d[\dA-Fa-f]*|[A-Fa-f]*\d[\dA-Fa-f]*|[A-F]{2,})\s*\}?_\{?\s*(\d+)\s*\}?$")
 _CLOCK = re.compile(r"^\s*([01]?\d|2[0-4])(?::([0-5]\d))?\s*$")
 _COMMAND = r"\\text\{[^{}]*\}|\\[A-Za-z]+"
@@ -96,7 +96,7 @@ def same(truth: str, answer: str) -> bool:
 def _readings(answer: str) -> list[str]:
     """`(B) 12` is the choice B, and 12."""
     choice = _CHOICE.match(re.sub(r"^\\text\{\s*(\(?[A-J]\))\s*\}", r"\1 ", answer))
-    return [choice[1], choice[2]] if choice else [answer]
+    return [part for part in choice.groups() if part] if choice else [answer]
 
 
 def _same(truth: str, answer: str) -> bool:
