@@ -1,12 +1,21 @@
 """GSM8K: grade-school word problems, 7,473 for training and 1,319 for testing (arXiv 2110.14168)."""
 
+import re
+
 from prepare import DataSet, Split, main
 
 
 def final_number(solution: str) -> str:
-    """What stands after the last `####`, without thousands separators; empty if there is none."""
-    _, mark, answer = solution.rpartition("####")
-    return answer.strip().replace(",", "") if mark else ""
+    """The number after the last `####`, without thousands separators and without the words that follow it.
+
+    Where no number stands there, it is the rest of the line; empty if there is no `####`.
+    """
+    _, mark, rest = solution.rpartition("####")
+    if not mark or not rest.strip():
+        return ""
+    line = rest.strip().splitlines()[0].strip().replace(",", "")
+    found = re.match(r"(-?)\s*\\?\$?\s*(-?\d[\d./]*(?:\s*\\?%)?)(?=[\s.]|$)", line)
+    return (found[1] + found[2]).rstrip(".") if found else line
 
 
 GSM8K = DataSet(

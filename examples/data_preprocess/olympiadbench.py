@@ -12,7 +12,7 @@ OLYMPIADBENCH = DataSet(
     revision="91184b52131e7fc9455fef848035173aea8cc01a",
     splits={"test": Split("train", 674)},
     columns={"question": str, "final_answer": [str]},
-    problem=lambda row: (row["question"], ", ".join(row["final_answer"]).replace("$", "")),
+    problem=lambda row: (row["question"], ", ".join(filter(None, row["final_answer"]))),
     template="{question} Let's think step by step and output the final answer within \\boxed{}.",
 )
 

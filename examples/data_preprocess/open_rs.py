@@ -8,7 +8,7 @@ OPEN_RS = DataSet(
     revision="8de2b2d11162d97b45c7606902eae2bb1ff629b4",
     splits={"train": Split("train", 7000)},
     columns={"problem": str, "answer": str},
-    problem=lambda row: (row["problem"], row["answer"].strip().strip("$")),
+    problem=lambda row: (row["problem"], row["answer"]),
     template="{question} Let's think step by step and output the final answer within \\boxed{}.",
 )
 

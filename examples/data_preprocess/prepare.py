@@ -5,10 +5,15 @@ whatever their source, so veRL can read several of them together (`data.val_file
 """
 
 import argparse
+import glob
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +21,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-#: The rows written; `ground_truth` is LaTeX without dollar signs, `index` the row's number in its source.
+#: The rows written; `ground_truth` is LaTeX without the dollar signs around formulas, `index` the row in its source.
 ROW = pa.schema(
     {
         "data_source": pa.string(),
@@ -93,12 +98,17 @@ def load(data_set: DataSet, split: Split, path: Path | None, revision: str) -> d
         if path is None:
             return datasets.load_dataset(data_set.hub_id, data_set.config, split=split.name, revision=revision)
         if path.is_dir():
-            return _load_folder(data_set, split, path)
+            # `datasets` takes brackets in a folder's name for a pattern.
+            if glob.escape(str(path.resolve())) == str(path.resolve()):
+                return _load_folder(data_set, split, path)
+            with tempfile.TemporaryDirectory() as folder:
+                _link(path, Path(folder))
+                return _load_folder(data_set, split, Path(folder))
         if not path.exists():
             raise DataError(f"--local_dataset_path={path}: no such file or folder")
         if path.suffix not in FORMATS:
             raise DataError(f"--local_dataset_path={path}: not one of {', '.join(FORMATS)}, nor a folder of such files")
-        return datasets.load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
+        return datasets.load_dataset(FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train")
     except DataError:
         raise
     except Exception as error:
@@ -119,7 +129,15 @@ def _load_folder(data_set: DataSet, split: Split, path: Path) -> datasets.Datase
         return found[split.name]
     if len(found) == len(data_set.splits) == 1:
         return next(iter(found.values()))
-    raise DataError(f"--local_dataset_path={path}: no split {split.name!r}, only {', '.join(map(repr, found))}")
+    raise DataError(f"--local_dataset_path has no split {split.name!r}, only {', '.join(map(repr, found))}")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Every file of a folder as a link in another."""
+    for file in filter(Path.is_file, source.resolve().rglob("*")):
+        link = target / file.relative_to(source.resolve())
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
 
 
 def check_columns(data_set: DataSet, dataset: datasets.Dataset) -> None:
@@ -134,7 +152,9 @@ def check_columns(data_set: DataSet, dataset: datasets.Dataset) -> None:
     if missing or wrong:
         problems = [f"no column {', '.join(missing)}"] * bool(missing) + wrong
         columns = ", ".join(f"{name} ({_words(shape)})" for name, shape in found.items())
-        raise DataError(f"not the columns of {data_set.hub_id}: {'; '.join(problems)}. Found: {columns}.")
+        separator = next((mark for mark in ";\t|" if len(found) == 1 and mark in next(iter(found))), None)
+        hint = f" A CSV file needs commas between its columns; this one has {separator!r}." if separator else ""
+        raise DataError(f"not the columns of {data_set.hub_id}: {'; '.join(problems)}. Found: {columns}.{hint}")
 
 
 def _shape(feature: Any) -> Any:
@@ -170,8 +190,8 @@ def _words(shape: Any) -> str:
 def convert(data_set: DataSet, dataset: datasets.Dataset, target: str, template: str) -> tuple[list[dict], Report]:
     """Rows in veRL's format.
 
-    A question that a training split repeats is kept once, and left out where its answers differ. Test splits are kept
-    whole: a benchmark's figure is a mean over its rows.
+    A question that a training split repeats is kept once, and left out where its answers differ. Test splits keep their
+    repetitions: a benchmark's figure is a mean over its rows. An answer that nothing can match leaves its row out.
 
     Args:
         target: `train` or `test`.
@@ -180,20 +200,26 @@ def convert(data_set: DataSet, dataset: datasets.Dataset, target: str, template:
     report, questions = Report(), {}
     for index, row in enumerate(_rows(dataset, list(data_set.columns))):
         report.read += 1
-        question, answer = (text.strip() for text in data_set.problem(row))
+        question, answer = data_set.problem(row)
+        question, answer = question.strip(), without_dollars(answer)
         if not question or not answer:
             report.leave_out(index, f"no {'answer' if question else 'question'}")
             continue
         key = question if target == "train" else index
         if key not in questions:
             questions[key] = (index, question, answer)
-        elif questions[key] and questions[key][2] == answer:
+        elif questions[key] and _same(questions[key][2], answer):
             report.leave_out(index, "repeated")
         else:
             if questions[key]:
                 report.leave_out(questions[key][0], "repeated with another answer")
             questions[key] = None
             report.leave_out(index, "repeated with another answer")
+    kept = list(filter(None, questions.values()))
+    faults = _faults({answer for _, _, answer in kept})
+    for index, _, answer in kept:
+        if answer in faults:
+            report.leave_out(index, f"its answer {answer[:200]!r} {faults[answer]}")
     rows = [
         {
             "data_source": data_set.name,
@@ -202,10 +228,36 @@ def convert(data_set: DataSet, dataset: datasets.Dataset, target: str, template:
             "reward_model": {"style": "rule", "ground_truth": answer},
             "extra_info": {"split": target, "index": index, "question": question},
         }
-        for index, question, answer in filter(None, questions.values())
+        for index, question, answer in kept
+        if answer not in faults
     ]
     report.kept = len(rows)
     return rows, report
+
+
+def without_dollars(answer: str) -> str:
+    r"""An answer without the dollar signs around formulas; `\$`, a sum of money, stays."""
+    return re.sub(r"(?<!\\)\$", "", answer).strip()
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two answers are one: the same text but for blanks, or the same number (`05`, `5`, `5.0`)."""
+    try:
+        return Decimal(one.replace(",", "")) == Decimal(other.replace(",", ""))
+    except InvalidOperation:
+        return "".join(one.split()) == "".join(other.split())
+
+
+def _faults(answers: set[str]) -> dict[str, str]:
+    """Answer → why no response can match it, by the reward function of rpo_verl."""
+    try:
+        from rpo_verl.rewards.math import unmatchable
+    except ImportError as error:
+        print(f"note: answers were not checked. {error}")
+        return {}
+    with ThreadPoolExecutor(2) as threads:
+        faults = zip(answers, threads.map(unmatchable, answers), strict=True)
+        return {answer: fault for answer, fault in faults if fault}
 
 
 def _rows(dataset: datasets.Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:
