@@ -114,11 +114,8 @@ def _first_sentence(text: str) -> str:
 
 
 def _last_sentence(text: str) -> str:
-    start = 0
-    for end in _SENTENCE_END.finditer(text):
-        if text[end.end() :].strip(" \n\t*_\"')]`-$\\"):
-            start = end.end()
-    return text[start:]
+    last = len(text.rstrip(" \n\t*_\"')]`-$\\"))
+    return text[max((end.end() for end in _SENTENCE_END.finditer(text) if end.end() < last), default=0) :]
 
 
 def _is_answer(text: str) -> bool:

@@ -31,8 +31,8 @@ _BEFORE = re.compile(rf"^((?:[A-Za-z]\w*\s*=)?\s*[-+]?)\s*({_CURRENCY})\s*(?=[-+
 _CURRENCY_BEHIND = re.compile(rf"(?<=[\d}}])\s*({_CURRENCY})\s*$")
 _DEGREES = re.compile(r"(?<=[\d})])\s*\^\s*\\circ\s*(?:\\?(?:text\{)?\s*([CF])\s*\}?)?\s*$")
 _TEXT_BEHIND = re.compile(rf"((?:\s|\\cdot|/)*(?:\\text\{{[^{{}}]*\}}{_RAISED}\s*(?:/|\\cdot)?\s*)+)$")
-_WORDS_BEHIND = re.compile(rf"(?<![A-Za-z\\{{])((?:{_WORD}{_RAISED}(?:\s*/\s*|\s+|\s*\\cdot\s*)?)+)$")
-_MODULUS = re.compile(r"\s*(?:\\text\{\s*)?\(?\s*(?:\\[pb]?mod|\bmod(?:ulo)?)\s*\{?\s*([\w ]+?)\s*\}?\s*\)?\s*\}?\s*$")
+_WORDS_BEHIND = re.compile(rf"(?<![A-Za-z.'\\{{-])({_WORD}{_RAISED}(?:(?:\s*(?:/|\\cdot)\s*|\s+){_WORD}{_RAISED})*)$")
+_MODULUS = re.compile(r" ?(?:\\text\{ ?)?\(? ?(?:\\[pb]?mod|\bmod(?:ulo)?) ?\{? ?(\w[\w ]*?) ?\}? ?\)? ?\}?$")
 _ORDINAL = re.compile(
     r"^(\d*(?:1(?<!11)(?=\D*st)|2(?<!12)(?=\D*nd)|3(?<!13)(?=\D*rd)|\d(?=\D*th)))\s*\^?\s*\{?\s*(?:\\text\{\s*)?"
     r"(?:st|nd|rd|th)[\s}]*$"

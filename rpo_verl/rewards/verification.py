@@ -110,6 +110,8 @@ def _same(truth: str, answer: str) -> bool:
 
 def _same_words(truth: str, answer: str) -> bool | None:
     """Words are compared as words; for math-verify, letters are a product in any order."""
+    if _unwrapped(truth) == _unwrapped(answer):
+        return True
     one, other = _words(truth), _words(answer)
     if one is None or other is None or not (_is_words(truth, one) or _is_words(answer, other)):
         return None
@@ -118,10 +120,14 @@ def _same_words(truth: str, answer: str) -> bool | None:
     return one in ("yes", "no", "true", "false") and other.startswith(one + ", ")
 
 
+def _unwrapped(answer: str) -> str:
+    return " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", answer).split())
+
+
 def _words(answer: str) -> str | None:
     """The words of an answer in lower case; None if there is mathematics in it."""
-    plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", answer)
-    if not re.match(r"\s*[A-Za-z]", plain) or re.search(r"[\\^_=<>+*/|{}()\[\]]", plain):
+    plain = _unwrapped(answer)
+    if not re.match("[A-Za-z]", plain) or re.search(r"[\\^_=<>+*/|{}()\[\]]", plain):
         return None
     if re.fullmatch(r"[A-Za-z](?:\s+[A-Za-z])+", answer):  # a product
         return None

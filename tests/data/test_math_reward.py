@@ -84,6 +84,10 @@ HOSTILE = {
     "surrogates": "\ud800" * 10,
     "format": "%s%n{}{0}",
     "python": "__import__('os').abort()",
+    "letters": "x" * 300 + "42",
+    "blanks": "1" + " " * 400,
+    "words": "1 " + "a " * 200,
+    "texts": "1" + "\\text{a} " * 45,
 }
 MEGABYTES = {
     "digits": "9" * 5_000_000,
@@ -93,6 +97,9 @@ MEGABYTES = {
     "dollars": "$" * 5_000_000,
     "answers": "answer: " * 600_000,
     "brackets": "\\[" * 2_500_000,
+    "line ends": "\\ \n" * 1_500_000,
+    "thoughts": "<think></think>" * 300_000,
+    "unclosed answers": "<answer>" * 600_000,
 }
 
 
@@ -128,6 +135,7 @@ def test_different_answers(truth, answer):
         ("Step by step.\n\nAnswer: 42", True),
         ("6 * 7 = 42\n#### 42", True),
         ("\\boxed{\\text{\\{} 42", False),
+        ("\\boxed{42}" + " It follows." * 2000, True),
     ],
 )
 def test_where_the_answer_is_read(response, right):
@@ -150,6 +158,14 @@ def test_no_answer(response):
         ("\\boxed{1} \\fbox{2}", "2"),
         ("\\boxed{1", ""),
         ("\\boxedly {1}", None),
+        ("\\boxed 10.", "10"),
+        ("\\boxed 2.5 m", "2.5 m"),
+        ("boxed{42}", "42"),
+        ("\\boxed(42)", "42"),
+        ("\\framebox{42}", "42"),
+        ("\\boxed{\\boxed{4}}", "4"),
+        ("$\\boxed{2}$ and $\\boxed{3}$", "2, 3"),
+        ("\\boxed{2}, not \\boxed{3}", "3"),
     ],
 )
 def test_last_boxed(text, box):

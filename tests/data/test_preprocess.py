@@ -307,6 +307,103 @@ def test_what_cannot_be_read(tmp_path):
     assert "has no {question} in it" in refused("gsm8k", two, out, "--split", "test", "--template", "Hello")
 
 
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("x\n#### 1,234", "1234"),
+        ("x\n#### $1,234", "1234"),
+        ("x\n#### \\$1,234.50", "1234.50"),
+        ("x\n####10", "10"),
+        ("x\n#### -5", "-5"),
+        ("x\n#### 10%", "10%"),
+        ("x\n#### 12 apples", "12"),
+        ("x\n#### 12.", "12"),
+        ("x\n#### 1/2 cup", "1/2"),
+        ("x\n#### 5 \n\n(check: 2+3)", "5"),
+        ("x #### 3 then\n#### 4\n", "4"),
+        ("x\r\n#### 7\r\n", "7"),
+        ("x\n#### Monday", "Monday"),
+    ],
+)
+def test_what_follows_the_mark_of_gsm8k(solution, answer, tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"question": "How many?", "answer": solution}])
+    (row,) = call("gsm8k", path, tmp_path / "out", "--split", "train")["train"]
+    assert row["reward_model"]["ground_truth"] == answer
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("\\boxed 10.", "10"),
+        ("$\\boxed 7$ apples", "7"),
+        ("\\boxed 2.5.", "2.5"),
+        ("\\boxed{\\boxed{4}}", "4"),
+        ("\\boxed{1} or \\boxed{2}", "1, 2"),
+        ("\\boxed{\\$7}", "\\$7"),
+        ("$\\boxed{x=8}.$", "x=8"),
+        ("\\framebox{3}", "3"),
+    ],
+)
+def test_boxes(solution, answer, tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"problem": "How many?", "solution": solution}])
+    (row,) = call("math_dataset", path, tmp_path / "out", "--split", "train")["train"]
+    assert row["reward_model"]["ground_truth"] == answer
+
+
+@pytest.mark.parametrize(
+    ("answers", "answer"),
+    [
+        (["$1$", "$2$"], "1, 2"),
+        (["\\$100"], "\\$100"),
+        (["$\\$ 100$"], "\\$ 100"),
+        (["$(1,2)$,$(3,4)$"], "(1,2),(3,4)"),
+        (["$x=1$ or $x=2$"], "x=1 or x=2"),
+    ],
+)
+def test_only_dollars_around_formulas_go(answers, answer, tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"question": "How many?", "final_answer": answers}])
+    (row,) = call("olympiadbench", path, tmp_path / "out")["test"]
+    assert row["reward_model"]["ground_truth"] == answer
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kept"),
+    [("05", "5", 1), ("5.0", "5", 1), ("1,000", "1000", 1), ("x + 1", "x+1", 1), ("5", "6", 0)],
+)
+def test_one_answer_in_two_spellings_is_no_contradiction(one, other, kept, tmp_path, capsys):
+    rows = [
+        {"problem": "Two?", "answer": one},
+        {"problem": "Two?", "answer": other},
+        {"problem": "Nine?", "answer": "9"},
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert len(call("open_rs", path, tmp_path / "out")["train"]) == 1 + kept
+    assert ("repeated: 1, the first is row 1" in capsys.readouterr().out) == bool(kept)
+
+
+def test_answers_that_nothing_can_match_are_left_out_and_reported(tmp_path, capsys):
+    rows = [{"problem": "1?", "answer": "(3,4"}, {"problem": "2?", "answer": "2"}, {"problem": "3?", "answer": "-"}]
+    kept = call("math500", write(tmp_path / "a.jsonl", rows), tmp_path / "out")["test"]
+    assert [row["extra_info"]["index"] for row in kept] == [1]
+    output = capsys.readouterr().out
+    assert "its answer '(3,4' cannot be read: a bracket in it is never closed: 1, the first is row 0" in output
+    assert "its answer '-' cannot be read: there is neither a number nor a word in it: 1, the first is row 2" in output
+
+
+@pytest.mark.parametrize("name", ["my [v1] data", "star*", "a ? b", "c[!a]", "a=b&c", "d{1,2}", "(copy)"])
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_paths_with_the_signs_of_patterns(name, as_folder, tmp_path):
+    folder = tmp_path / name
+    file = write(folder / ("test.jsonl" if as_folder else f"{name}.jsonl"), SOURCES["aime25"][0])
+    assert len(call("aime25", folder if as_folder else file, tmp_path / "out")["test"]) == 1
+
+
+def test_a_file_with_semicolons(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("problem;answer\nTwo?;2\n")
+    assert "A CSV file needs commas between its columns; this one has ';'." in refused("aime25", path, tmp_path / "out")
+
+
 def test_another_template(tmp_path):
     path = write(tmp_path / "a.jsonl", SOURCES["aime25"][0])
     rows = call("aime25", path, tmp_path / "out", "--template", "Q: {question} {x}")["test"]
