@@ -52,6 +52,7 @@ _PLAIN = re.compile(r"(?<![\w.,\\}])(-?\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/])")
 
 #: Characters that math-verify searches at most.
 _SEARCHED = 4096
+_EITHER = re.compile(r"(?<![\w.])-?\d[\d.,/]*\s+or\s+-?\d[\d.,/]*(?!\w)")
 
 
 def final_answer(response: str, tail_chars: int, read_unfinished_thinking: bool) -> Found | None:
@@ -104,6 +105,8 @@ def _found(text: str) -> Found | None:
 
 def _found_in(sentence: str) -> Found | None:
     sentence = re.sub(r"\\(?=\$\s*\d)", "", sentence[-_SEARCHED:]).strip()
+    if either := _EITHER.search(sentence):
+        return Found(either[0], True)
     return Found(_PLAIN.sub(r"$\1\\frac{\2}{\3}$", sentence), False) if sentence else None
 
 

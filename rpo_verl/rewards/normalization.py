@@ -194,7 +194,7 @@ RULES = (
     _rule("trailing mark", r"(?:\s|\\ |[,;:!](?<!\d!)(?<![A-Za-z)}]!)|\\\\|(?<!\.)\.)+$", ""),
     _rule("trailing mark in text", r"\\text\{([^{}]*?)[.,;:!]+\s*\}$", r"\\text{\1}"),
     # Numbers.
-    _rule("minus in braces", r"\{\s*-\s*\}", "-"),
+    _rule("sign in braces", r"\{\s*([-+:=])\s*\}", r"\1"),
     _rule("stray backslash", r"(?<!\\)\\(?=\d)", ""),
     _rule("thousands with points", r"(?<![\d.,])(\d{1,3}(?:\.\d{3}){2,})(?![\d.])", _digits),
     _rule("thousands with spaces", r"(?<![\d.,^_\\}])([1-9]\d{0,2}(?: \d{3})+)(?! ?\d)", _digits),

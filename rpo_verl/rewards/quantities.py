@@ -16,11 +16,9 @@ SCALES = {
     "dozen": 12, "hundred": 10**2, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9,
     "trillion": 10**12,
 }  # fmt: skip
-#: Abbreviations that may stand bare and close behind a number.
-BARE = words(
-    "cm mm km kg mg ml mL ft lb lbs hr hrs min mins sec mph kmh kph km/h m/s cc dm sq cu AM PM am pm A.M P.M a.m p.m "
-    "rad deg Hz kHz MHz GHz kW kJ eV Pa kPa mol USD EUR GBP INR"
-)
+#: Abbreviations that are units also close behind a number, as letters of a product hardly are; and those apart from it.
+CLOSE = words("cm mm km kg mL lbs hr hrs min mins sec mph kmh kph km/h m/s Hz kHz MHz GHz kW kJ eV kPa USD EUR GBP INR")
+APART = CLOSE | words("mg ml ft lb cc dm sq cu AM PM am pm A.M P.M a.m p.m rad deg Pa mol")
 
 _RAISED = r"(?:\s*\^\s*\{?-?\d\}?)?"
 _WORD = r"[A-Za-z][A-Za-z.'-]*"
@@ -129,12 +127,17 @@ def _is_number(value: str) -> bool:
 
 def _are_units(text: str, start: int, answer: str) -> bool:
     """Whether bare words are a unit: known abbreviations, or longer words that stand apart from the number."""
-    apart = answer[start - 1].isspace()
+    apart = answer[start - 1].isspace() or ":" in answer
+    abbreviations = APART if apart else CLOSE
 
     def is_unit(word: str) -> bool:
-        return word in BARE or word in ("of", "in", "a") or (len(word) > 2 and (apart or measured(word) is not None))
+        return (
+            word in abbreviations
+            or word in ("of", "in", "a")
+            or (len(word) > 2 and (apart or measured(word) is not None))
+        )
 
-    return text in BARE or all(map(is_unit, re.findall(_WORD, text)))
+    return text in abbreviations or all(map(is_unit, re.findall(_WORD, text)))
 
 
 def _scaled(found: Quantity) -> Quantity:
