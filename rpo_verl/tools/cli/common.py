@@ -1,18 +1,20 @@
-"""Shared by the commands: output, errors, options."""
+"""Shared by the commands: errors, options."""
 
+import errno
 import importlib.metadata
+import io
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 from typer.core import TyperGroup
 
 from rpo_verl.rpo.store import StoreError
+from rpo_verl.tools.cli.screen import errors
 from rpo_verl.tools.errors import CommandError
-
-console, errors = Console(), Console(stderr=True)
+from rpo_verl.tools.visible import visible
 
 Data = Annotated[list[Path], typer.Option(help="veRL data set in Parquet. Repeat the option for several.")]
 Dtype = Annotated[str, typer.Option(help="vLLM's dtype.")]
@@ -32,10 +34,22 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
+        for stream in (sys.stdout, sys.stderr):
+            # A terminal in Latin-1 gets an escape for what it cannot show.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except (CommandError, StoreError) as error:
-            errors.print(Text(f"rpo-verl: {error}", style="red"), soft_wrap=True)
+            errors.line(f"rpo-verl: {error}", style="red")
+            raise typer.Exit(1) from error
+        except typer.BadParameter as error:
+            error.message = visible(error.message)
+            raise
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # `rpo-verl … | head`
+            errors.line(f"rpo-verl: {error}", style="red")
             raise typer.Exit(1) from error
 
 
@@ -44,10 +58,27 @@ def new_app(help: str) -> typer.Typer:
     return typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=help)
 
 
-def refuse_to_overwrite(out: Path) -> None:
-    """Raises CommandError if `out` exists."""
+def check_out(out: Path, parents: bool) -> None:
+    """Check a place before the work that ends with writing there.
+
+    Args:
+        out: file or folder to write.
+        parents: missing folders above it will be made.
+
+    Raises:
+        CommandError: if it exists, the folder above it is missing, or this user may not write there.
+    """
     if out.exists():
-        raise CommandError(f"{out} exists. Choose another folder, or delete it first.")
+        raise CommandError(f"{out} exists. Choose another name, or delete it first.")
+    above = out.absolute().parent
+    if not parents and not above.exists():
+        raise CommandError(f"{out}: there is no folder {above}. Make it (mkdir -p), or choose another one.")
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise CommandError(f"{out}: {above} is not a folder. Choose another place.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise CommandError(f"{out}: no permission to write in {above}. Choose another place.")
 
 
 def installed_version(*distributions: str) -> str | None:

@@ -14,12 +14,11 @@ from types import ModuleType
 from typing import Annotated
 
 import typer
-from rich.table import Table
 from tqdm import tqdm
 
 import rpo_verl
 from rpo_verl.tools.cli import common
-from rpo_verl.tools.cli.common import console
+from rpo_verl.tools.cli.screen import screen
 from rpo_verl.tools.errors import CommandError
 from rpo_verl.tools.evaluation import compare
 from rpo_verl.tools.evaluation.checkpoint import find_checkpoint, merge_shards
@@ -108,8 +107,8 @@ def evaluate(
     }
     write_results(out, results)
     _print(rows_of(results))
-    console.print(f"intervals: {results['interval']}", soft_wrap=True)
-    console.print(f"written: {out / RESULTS}, {out / TABLE}", soft_wrap=True)
+    screen.line(f"intervals: {results['interval']}")
+    screen.line(f"written: {out / RESULTS}, {out / TABLE}")
 
 
 def compare_evaluations(
@@ -129,8 +128,8 @@ def compare_evaluations(
     written = compare.write_comparison(out, loaded, found, baseline)
     _print(compare.comparison_rows(loaded, found, baseline))
     if found:
-        console.print("differences: percentage points, paired by question", soft_wrap=True)
-    console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+        screen.line("differences: percentage points, paired by question")
+    screen.line(f"written: {', '.join(map(str, written))}")
 
 
 def _read_ks(text: str, samples: int) -> list[int]:
@@ -155,11 +154,6 @@ def _describe(module: ModuleType) -> str:
 
 def _print(rows: list[list[str]]) -> None:
     """Print rows as a table, header first. Repeated values of the first column appear once."""
-    view = Table()
-    for name in rows[0]:
-        justify = "left" if name in ("", "data set") else "right"
-        view.add_column(name, justify=justify, overflow="fold", no_wrap=not name)
-    for above, row in pairwise(rows):
-        first = "" if row[0] == above[0] else row[0]
-        view.add_row(first, *row[1:])
-    console.print(view)
+    header, *body = rows
+    firsts = ["" if row[0] == above[0] else row[0] for above, row in pairwise(rows)]
+    screen.table([[first, *row[1:]] for first, row in zip(firsts, body, strict=True)], header)

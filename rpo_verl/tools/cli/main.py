@@ -1,15 +1,14 @@
 """The command `rpo-verl`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from rpo_verl.tools.cli import evaluate, rollouts, stores
-from rpo_verl.tools.cli.common import console, new_app
+from rpo_verl.tools.cli.common import new_app
+from rpo_verl.tools.cli.screen import errors, screen
 from rpo_verl.tools.errors import CommandError
 
 app = new_app("Tools for RPO for veRL.")
@@ -32,14 +31,14 @@ def doctor(
 
     findings = examine(overrides or [])
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        screen.json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
             mark = ("✓ ", "green") if finding.ok else ("✗ ", "bold red")
             if finding.ok and finding.warning:
                 mark = ("! ", "bold yellow")
             details = (finding.details, "default" if finding.ok else "red")
-            console.print(Text.assemble(mark, f"{finding.check}: ", details), soft_wrap=True)
+            screen.line(mark, f"{finding.check}: ", details)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
@@ -60,8 +59,11 @@ def report(
     from rpo_verl.tools.report.runs import load_run
 
     try:
-        from rpo_verl.tools.report.page import write_report
+        from rpo_verl.tools.report.page import cautions, write_report
     except ImportError as error:
         raise CommandError(f"the report needs more packages: pip install 'rpo-verl[report]' ({error})") from error
-    for path in write_report([load_run(run) for run in runs], out):
-        typer.echo(path)
+    loaded = [load_run(run) for run in runs]
+    for path in write_report(loaded, out):
+        screen.line(str(path))
+    for caution in cautions(loaded):
+        errors.line(caution, style="yellow")
