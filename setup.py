@@ -42,6 +42,7 @@ setup(
         "packaging>=20.0",
         "psutil",
         "pyarrow>=19.0",
+        "regex",
         "rich>=13.0",
         "safetensors",
         "tqdm>=4.66",

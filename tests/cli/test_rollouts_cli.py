@@ -72,11 +72,10 @@ def test_nothing_to_show(folder, tmp_path):
 
 
 def test_colours_tell_prefix_from_suffix_and_right_from_wrong(folder, monkeypatch):
-    from rich.console import Console
-
     from rpo_verl.tools.cli import rollouts
+    from rpo_verl.tools.cli.screen import Screen
 
-    monkeypatch.setattr(rollouts, "console", Console(force_terminal=True, color_system="standard"))
+    monkeypatch.setattr(rollouts, "screen", Screen(force_terminal=True, color_system="standard"))
     output = show(folder, "--step", 7)
     assert "\x1b[2ma30+1=\x1b[0m" in output  # dim
     assert "\x1b[1;32m31;#31\x1b[0m" in output  # bold green
