@@ -1,24 +1,31 @@
 """`rpo-verl cache`: build, import, export, inspect and verify a store of cached answers."""
 
-import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.table import Table
-from rich.text import Text
 from tqdm import tqdm
 
 from rpo_verl.rpo import store
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
 from rpo_verl.rpo.options import TruncationConfig
 from rpo_verl.tools.cli import common
-from rpo_verl.tools.cli.common import console, errors, refuse_to_overwrite
+from rpo_verl.tools.cli.boundary import split_at_boundary
+from rpo_verl.tools.cli.common import check_out
+from rpo_verl.tools.cli.screen import errors, screen
 from rpo_verl.tools.errors import CommandError
 from rpo_verl.tools.offline.data import load_questions, load_tokenizer, parse_template_options, read_rows
-from rpo_verl.tools.offline.exchange import count_records, parse_record, read_records, write_records
+from rpo_verl.tools.offline.exchange import (
+    LOST_END,
+    TOO_LONG,
+    RecordReader,
+    count_records,
+    read_records,
+    write_records,
+)
 
 app = common.new_app("Experience caches on disk: one answer per question.")
 
@@ -43,28 +50,45 @@ def import_(
 
     Sources are ground truth, a larger model, or an earlier run.
     """
-    refuse_to_overwrite(out)
+    from rpo_verl.upstream.questions import read_end_ids
+
+    check_out(out, parents=True)
     template_options = parse_template_options(chat_template_options)
-    tokenizer, questions = load_questions(model, max_prompt_length, template_options, trust_remote_code)
-    cache, malformed = ExperienceCache(), 0
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
+    # One token above the limit, to detect longer questions.
+    tokenizer, questions = load_questions(model, max_prompt_length + 1, template_options, trust_remote_code)
+    end_ids = read_end_ids(model, trust_remote_code, tokenizer)
+    cache, counts = ExperienceCache(), Counter()
+    reader = RecordReader(tokenizer, questions.ids, max_prompt_length, end_ids)
     for number, record in tqdm(read_records(source), "importing", count_records(source)):
         try:
-            answer = parse_record(record, questions.ids, encode, len(tokenizer))
+            answer, remarks = reader.read(record)
         except CommandError as error:
-            malformed += 1
-            errors.print(f"{source}:{number}: {error}", style="yellow", soft_wrap=True, markup=False)
+            counts["malformed"] += 1
+            errors.line(f"{source}:{number}: {error}", style="yellow")
             if strict:
                 raise CommandError("stopped by --strict; nothing was written") from error
             continue
-        cache.put(questions.key(answer.question), answer)
+        counts.update(remarks)
+        key = questions.key(answer.question)
+        counts["repeated"] += cache.get(key) is not None
+        cache.put(key, answer)
     if not len(cache):
         raise CommandError(f"{source} has no usable record; nothing was written")
     store.save(cache, out, questions.identity, step=0)
-    console.print(f"{len(cache)} answers written to {out}, {malformed} malformed records skipped", soft_wrap=True)
+    screen.line(f"{len(cache)} answers written to {out}, {counts['malformed']} malformed records skipped")
+    if counts["repeated"]:
+        screen.line(
+            f"{counts['repeated']} records repeat a question. The last answer of a question is kept, and a correct one "
+            "before a wrong one."
+        )
+    if counts[LOST_END]:
+        screen.line(f"{counts[LOST_END]} answers ended with an EOS or padding, which was removed.")
+    if counts[TOO_LONG]:
+        errors.line(
+            f"{counts[TOO_LONG]} questions have more tokens than --max-prompt-length={max_prompt_length}. Texts lost "
+            "their head, as in veRL with data.truncation=left. Give the run's data.max_prompt_length.",
+            style="yellow",
+        )
 
 
 @app.command()
@@ -84,7 +108,7 @@ def export(
     Token ids, the default, can be imported for the same tokenizer. Text is for reading. Text with --data has the chat
     messages of the questions and can be imported for another tokenizer.
     """
-    refuse_to_overwrite(out)
+    check_out(out, parents=False)
     cache, manifest = store.load(folder)
     messages: dict[bytes, Any] = {}
     if text:
@@ -111,7 +135,7 @@ def export(
         )
     count = write_records(out, (record(*item) for item in tqdm(chosen, "exporting")))
     missing = f", {len(cache) - count} skipped because --data lacks their questions" if count < len(cache) else ""
-    console.print(f"{count} answers written to {out}{missing}", soft_wrap=True)
+    screen.line(f"{count} answers written to {out}{missing}")
 
 
 @app.command()
@@ -138,12 +162,10 @@ def stats(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="
         "tokenizer": str(manifest.tokenizer),
     }
     if as_json:
-        typer.echo(json.dumps(figures, indent=2))
+        screen.json(figures)
         return
-    table = Table(title=str(folder), show_header=False)
-    for name, value in figures.items():
-        table.add_row(name, " / ".join(map(str, value)) if isinstance(value, list) else str(value))
-    console.print(table)
+    rows = [[name, " / ".join(map(str, v)) if isinstance(v, list) else str(v)] for name, v in figures.items()]
+    screen.table(rows, title=str(folder))
 
 
 @app.command()
@@ -175,17 +197,11 @@ def show(
         cut = max(0, length - (max_tokens if max_tokens is not None else math.ceil(max_fraction * length)))
         verdict = ("correct", "green") if answer.correct else ("not correct", "red")
         head = f"{found.hex()}  reward {answer.reward:g}, step {answer.step}, {length} tokens, L = {length - cut}  "
-        console.print(Text.assemble((head, "bold"), verdict), soft_wrap=True)
-        console.print(Text(tokenizer.decode(answer.question), style="cyan"), soft_wrap=True)
-        console.print(
-            Text.assemble(
-                (tokenizer.decode(answer.tokens[:cut]), "dim"),
-                ("│", "bold yellow"),
-                (tokenizer.decode(answer.tokens[cut:]), "bold"),
-            ),
-            soft_wrap=True,
-        )
-        console.print()
+        screen.line((head, "bold"), verdict)
+        screen.line((tokenizer.decode(answer.question), "cyan"))
+        prefix, rest = split_at_boundary(tokenizer.decode(answer.tokens[:cut]), tokenizer.decode(answer.tokens))
+        screen.line((prefix, "dim"), ("│", "bold yellow"), (rest, "bold"))
+        screen.line()
     if not shown:
         raise CommandError(f"{folder} has no entry" + (f" whose key begins with {key}" if key else ""))
 
@@ -197,9 +213,7 @@ def verify(folder: Folder) -> None:
     The exit status is 1 if a check fails.
     """
     cache, manifest = store.load(folder)
-    console.print(
-        f"{folder}: sound, {len(cache)} entries of step {manifest.step}, {manifest.tokenizer}", soft_wrap=True
-    )
+    screen.line(f"{folder}: sound, {len(cache)} entries of step {manifest.step}, {manifest.tokenizer}")
 
 
 @app.command()
@@ -232,7 +246,7 @@ def build(
     from rpo_verl.tools.offline.engine import Sampling
     from rpo_verl.tools.offline.scoring import import_reward, load_reward
 
-    refuse_to_overwrite(out)
+    check_out(out, parents=True)
     template_options = parse_template_options(chat_template_options)
     tokenizer, questions = load_questions(model, max_prompt_length, template_options, trust_remote_code)
     engine = dict(
@@ -252,4 +266,4 @@ def build(
     )
     correct = sum(answer.correct for _, answer in cache.items())
     verdict = f", {correct} of them correct" if reward_file else "; without --reward-file none counts as correct"
-    console.print(f"{len(cache)} answers written to {out}{verdict}", soft_wrap=True)
+    screen.line(f"{len(cache)} answers written to {out}{verdict}")
