@@ -1,14 +1,16 @@
 """The report as one self-contained HTML page, and its charts as PNG files."""
 
 import html
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from rpo_verl.tools.report.charts import DISCARDED, Chart, Line, build_charts, lost, totals
-from rpo_verl.tools.report.runs import Run, differing_settings
+from rpo_verl.tools.report.charts import DISCARDED, Chart, Line, axis_range, build_charts, gaps, known, lost, totals
+from rpo_verl.tools.report.runs import STEP_TIME, Run, differing_settings
 
 #: Colour-blind safe (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -54,8 +56,10 @@ def write_report(runs: list[Run], out: Path) -> list[Path]:
     """
     charts, colours = build_charts(runs), _colours(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(render(runs, charts), encoding="utf-8")
-    return [out, *(path for chart in charts for path in _draw(chart, colours, out))]
+    out.write_text(render(runs, charts), encoding="utf-8", errors="xmlcharrefreplace")
+    # A name with dollar signs is no formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        return [out, *(path for chart in charts for path in _draw(chart, colours, out))]
 
 
 def render(runs: list[Run], charts: list[Chart]) -> str:
@@ -65,7 +69,7 @@ def render(runs: list[Run], charts: list[Chart]) -> str:
     body = [
         f"<h1>{html.escape(', '.join(colours))}</h1>",
         _totals_table(runs),
-        _cautions(runs),
+        "".join(f"<p class=note>{html.escape(caution)}</p>" for caution in cautions(runs)),
         *sections,
         _settings(runs),
     ]
@@ -100,20 +104,21 @@ def _totals_table(runs: list[Run]) -> str:
     return _table(list(rows[0]), [[show(name, value) for name, value in row.items()] for row in rows])
 
 
-def _cautions(runs: list[Run]) -> str:
-    """List the gaps in the figures."""
+def cautions(runs: list[Run]) -> list[str]:
+    """List the gaps in the figures, a sentence or two each."""
     notes = []
     for run in runs:
-        first = min(step for step, metrics in run.steps.items() if "timing_s/step" in metrics)
+        first = min(step for step, metrics in run.steps.items() if STEP_TIME in metrics)
         if first > 1:
             notes.append(f"{run.path} begins with step {first}: veRL's file logger starts over when a run resumes.")
         if losses := lost(run):
             counts = "; ".join(f"{count:,.0f} {what}" for what, count in losses.items())
             notes.append(f"{run.path} lost to failures: {counts}.")
-        discarded = any(metrics.get(name) for metrics in run.steps.values() for name in DISCARDED)
+        discarded = any(known(metrics.get(name, 0.0)) for metrics in run.steps.values() for name in DISCARDED)
         if discarded and not run.settings and "rpo/tokens/reused_total" not in run.steps[first]:
             notes.append(f"{run.path}: without settings, generated tokens exclude discarded groups.")
-    return "".join(f"<p class=note>{html.escape(note)}</p>" for note in notes)
+        notes += gaps(run)
+    return notes
 
 
 def _settings(runs: list[Run]) -> str:
@@ -155,25 +160,54 @@ def _layout(figure: go.Figure, x_label: str, y_label: str) -> go.Figure:
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
         xaxis={"title": x_label, "automargin": True},
-        yaxis={"title": y_label, "automargin": True},
+        yaxis={"title": html.escape(y_label), "automargin": True},
         hovermode="x unified",
     )
     return figure
 
 
 def _lines(chart: Chart, view: str, colours: dict[str, str]) -> go.Figure:
-    figure = go.Figure()
-    for line in chart.views[view]:
+    figure, lines = go.Figure(), chart.views[view]
+    for line in lines:
         colour = colours[line.name]
-        if any(line.spread):
-            low, high = _band(line)
+        for x, low, high in _bands(line):
             figure.add_scatter(
-                x=line.x + line.x[::-1], y=high + low[::-1], fill="toself", fillcolor=colour, opacity=0.15,
+                x=x + x[::-1], y=high + low[::-1], fill="toself", fillcolor=colour, opacity=0.15,
                 line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=line.name,
             )  # fmt: skip
-        mode = "lines+markers" if len(line.x) <= 30 else "lines"
-        figure.add_scatter(x=line.x, y=line.y, name=line.name, mode=mode, line={"color": colour}, legendgroup=line.name)
-    return _layout(figure, chart.x_label or view, chart.y_label)
+        mode = "lines+markers" if _has_markers(line) else "lines"
+        figure.add_scatter(
+            x=line.x, y=[y if math.isfinite(y) else None for y in line.y], name=html.escape(line.name), mode=mode,
+            line={"color": colour}, legendgroup=line.name,
+        )  # fmt: skip
+    _layout(figure, chart.x_label or view, chart.y_label)
+    xs, ys = _extent(lines)
+    figure.update_xaxes(range=axis_range(xs))
+    figure.update_yaxes(range=axis_range(ys))
+    if _counts_steps(chart, view):
+        # Plotly would label half steps on short axes.
+        figure.update_xaxes(
+            tickformat=",d",
+            dtick=1 if max(xs) - min(xs) <= 12 else None,
+            range=(xs[0] - 0.5, xs[0] + 0.5) if max(xs) == min(xs) else None,
+        )
+    return figure
+
+
+def _counts_steps(chart: Chart, view: str) -> bool:
+    return (chart.x_label or view) in ("step", "steps")
+
+
+def _has_markers(line: Line) -> bool:
+    """Whether points are drawn: where there are few, and where one may stand alone between gaps."""
+    return len(line.x) <= 30 or not all(map(math.isfinite, line.y))
+
+
+def _extent(lines: list[Line]) -> tuple[list[float], list[float]]:
+    """All places on the axes that lines and bands touch."""
+    xs = [x for line in lines for x in line.x]
+    ys = [y for line in lines for low_high in zip(*_band(line), strict=True) for y in low_high]
+    return xs, ys
 
 
 def _bars(chart: Chart) -> go.Figure:
@@ -181,8 +215,9 @@ def _bars(chart: Chart) -> go.Figure:
     parts = list(dict.fromkeys(part for values in chart.bars.values() for part in values))
     for number, part in enumerate(parts):
         figure.add_bar(
-            x=list(chart.bars), y=[values.get(part, 0.0) for values in chart.bars.values()], name=part,
-            marker_color=COLOURS[number % len(COLOURS)],
+            x=[html.escape(label) for label in chart.bars],
+            y=[values.get(part, 0.0) for values in chart.bars.values()],
+            name=part, marker_color=COLOURS[number % len(COLOURS)],
         )  # fmt: skip
     figure.update_layout(barmode="stack")
     return _layout(figure, "", chart.y_label)
@@ -193,9 +228,29 @@ def _band(line: Line) -> tuple[list[float], list[float]]:
     return low, [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
 
 
+def _bands(line: Line) -> Iterator[tuple[list[float], list[float], list[float]]]:
+    """Yield x, low and high of every stretch between gaps; nothing for a single seed."""
+    if not any(line.spread):
+        return
+    stretch: list[tuple[float, float, float]] = []
+    for point in [*zip(line.x, *_band(line), strict=True), (math.nan,) * 3]:
+        if math.isfinite(point[1]):
+            stretch.append(point)
+        elif stretch:
+            x, low, high = map(list, zip(*stretch, strict=True))
+            yield x, low, high
+            stretch = []
+
+
+def _legend(name: str) -> str:
+    """A name for a legend of matplotlib's, which leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def _draw(chart: Chart, colours: dict[str, str], out: Path) -> list[Path]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     paths = []
     for number, view in enumerate(chart.views or [""]):
@@ -210,9 +265,17 @@ def _draw(chart: Chart, colours: dict[str, str], out: Path) -> list[Path]:
         else:
             for line in chart.views[view]:
                 colour = colours[line.name]
-                axes.plot(line.x, line.y, marker="o" if len(line.x) <= 30 else None, label=line.name, color=colour)
-                if any(line.spread):
-                    axes.fill_between(line.x, *_band(line), color=colour, alpha=0.15)
+                axes.plot(
+                    line.x, line.y, marker="o" if _has_markers(line) else None, label=_legend(line.name), color=colour
+                )
+                for x, low, high in _bands(line):
+                    axes.fill_between(x, low, high, color=colour, alpha=0.15)
+            xs, ys = _extent(chart.views[view])
+            axes.set_ylim(axis_range(ys))
+            if _counts_steps(chart, view):
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            else:
+                axes.set_xlim(axis_range(xs))
         title = f"{chart.title}: {view}" if len(chart.views) > 1 and chart.x_label else chart.title
         axes.set(title=title, xlabel=chart.x_label or view, ylabel=chart.y_label)
         axes.grid(alpha=0.3)
