@@ -127,21 +127,26 @@ class PartialRollouts:
         self._cache.evict()
         return self._cache.metrics(step)
 
-    def save(self, folder: Path, step: int) -> None:
-        """Write the cache to `folder`, as of the training step."""
-        store.save(self._cache, folder, self._identity, step)
+    def save(self, folder: Path, step: int, run: str = "") -> None:
+        """Write the cache to `folder`, as of the training step of a run."""
+        store.save(self._cache, folder, self._identity, step, run)
 
     def too_long(self) -> int:
         """Count the cached answers that are longer than the limit."""
         return sum(len(answer.tokens) > self._max_response_length for _, answer in self._cache.items())
 
-    def load(self, folder: Path) -> store.Manifest:
-        """Replace the cache by the store in `folder`.
+    @property
+    def cached(self) -> int:
+        """Number of cached answers."""
+        return len(self._cache)
+
+    def load(self, folder: Path, step: int | None = None) -> store.Manifest:
+        """Replace the cache by the store in `folder`, at a training step. Later steps in it are another run's.
 
         Raises:
             StoreError: if the store is damaged or belongs to another tokenizer.
         """
-        self._cache, manifest = store.load(folder, self._identity, **self._bounds)
+        self._cache, manifest = store.load(folder, self._identity, step, **self._bounds)
         return manifest
 
     def _learn(self, group: Group, member: int, question: np.ndarray, response: np.ndarray) -> str:

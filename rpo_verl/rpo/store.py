@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -62,12 +62,24 @@ class Manifest:
     file_digest: str
     """Hex BLAKE2b of `cache.parquet`."""
 
+    run: str = ""
+    """Project and experiment that saved it; empty for one that was built or imported, and in older stores."""
+
+    @property
+    def origin(self) -> str:
+        """Step and run, for messages."""
+        return f"step {self.step} of {self.run}" if self.run else f"step {self.step}"
+
+    def fields(self) -> dict[str, Any]:
+        """The content of the file, without the seal."""
+        return {name: value for name, value in asdict(self).items() if name != "run" or value}
+
     def seal(self) -> str:
         """Hex digest over every other field, so that an altered manifest is noticed as an altered file is."""
-        return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=32).hexdigest()
+        return blake2b(json.dumps(self.fields(), sort_keys=True).encode(), digest_size=32).hexdigest()
 
 
-def save(cache: ExperienceCache, folder: Path, tokenizer: TokenizerIdentity, step: int) -> Manifest:
+def save(cache: ExperienceCache, folder: Path, tokenizer: TokenizerIdentity, step: int, run: str = "") -> Manifest:
     """Write the cache to `folder`, least recently updated entry first, replacing what is there in one move.
 
     Args:
@@ -75,6 +87,7 @@ def save(cache: ExperienceCache, folder: Path, tokenizer: TokenizerIdentity, ste
         folder: created; its parent too. An interrupted call leaves what was there before.
         tokenizer: whose ids the tokens are.
         step: the training step the cache belongs to.
+        run: project and experiment it belongs to.
     """
     temporary = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -90,8 +103,9 @@ def save(cache: ExperienceCache, folder: Path, tokenizer: TokenizerIdentity, ste
         entries=len(cache),
         tokens=sum(len(answer.tokens) for _, answer in cache.items()),
         file_digest=_digest(temporary / ENTRIES),
+        run=run,
     )
-    text = json.dumps({**asdict(manifest), "seal": manifest.seal()}, indent=2) + "\n"
+    text = json.dumps({**manifest.fields(), "seal": manifest.seal()}, indent=2) + "\n"
     (temporary / MANIFEST).write_text(text, encoding="utf-8")
     for path in (temporary / ENTRIES, temporary / MANIFEST, temporary):
         _flush(path)
@@ -102,12 +116,16 @@ def save(cache: ExperienceCache, folder: Path, tokenizer: TokenizerIdentity, ste
     return manifest
 
 
-def load(folder: Path, tokenizer: TokenizerIdentity | None = None, **bounds: Any) -> tuple[ExperienceCache, Manifest]:
+def load(
+    folder: Path, tokenizer: TokenizerIdentity | None = None, step: int | None = None, **bounds: Any
+) -> tuple[ExperienceCache, Manifest]:
     """Read the store in `folder`.
 
     Args:
         folder: a folder `save` wrote.
         tokenizer: the one in use, which must be the store's; None accepts any.
+        step: the training step of the run that loads it. Answers of later steps are another run's and count as
+            answers of this step, so that no age is negative. None keeps all steps.
         bounds: what `ExperienceCache` takes. Least recently updated entries beyond them are evicted.
 
     Raises:
@@ -122,10 +140,49 @@ def load(folder: Path, tokenizer: TokenizerIdentity | None = None, **bounds: Any
         )
     cache = ExperienceCache(**bounds)
     for key, answer in _read(folder, manifest):
-        cache.put(key, answer)
+        cache.put(key, answer if step is None or answer.step <= step else replace(answer, step=step))
     cache.evict()
     pa.default_memory_pool().release_unused()
     return cache, manifest
+
+
+def describe(folder: Path, manifest: Manifest, kept: int, bounds: str) -> str:
+    """Say what was loaded.
+
+    Args:
+        folder: of the store.
+        manifest: its manifest.
+        kept: answers that the bounds of the cache left.
+        bounds: the bounds, for the message.
+    """
+    if kept == manifest.entries:
+        return f"{kept} answers of {manifest.origin} loaded from {folder}"
+    return (
+        f"{kept} of {manifest.entries} answers of {manifest.origin} loaded from {folder}. The least recently updated ones "
+        f"exceed {bounds} and were evicted"
+    )
+
+
+def doubts(manifest: Manifest, step: int, run: str) -> list[str]:
+    """Say what speaks against a store that lies in a checkpoint.
+
+    Args:
+        manifest: of the store.
+        step: of the checkpoint.
+        run: project and experiment that resume.
+    """
+    found = []
+    if manifest.step != step:
+        found.append(
+            f"THE EXPERIENCE CACHE IS OF STEP {manifest.step}, THE CHECKPOINT OF STEP {step}. If nobody put it there "
+            "on purpose, take the store of this checkpoint."
+        )
+    if manifest.run and manifest.run != run:
+        found.append(
+            f"the experience cache was saved by {manifest.run}, and this run is {run}. If the checkpoint is its own, "
+            "take the store that belongs to it."
+        )
+    return found
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -135,11 +192,13 @@ def read_manifest(folder: Path) -> Manifest:
         StoreError: if it is missing, not what `save` writes, altered, or of a newer schema.
     """
     path = folder / MANIFEST
+    if not path.is_file():
+        raise StoreError(_no_store(folder))
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(f"{path} does not exist: {folder} holds no experience cache.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise _unreadable(path, f"not a JSON file ({error})") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("schema_version"), int):
         raise _unreadable(path, "no schema_version in it")
@@ -156,6 +215,16 @@ def read_manifest(folder: Path) -> Manifest:
     if seal != manifest.seal():
         raise _unreadable(path, "its checksum does not match its content")
     return manifest
+
+
+def _no_store(folder: Path) -> str:
+    near = next((place for place in (folder.parent, folder / "rpo") if (place / MANIFEST).is_file()), None)
+    hint = f" Did you mean {near}?" if near is not None else ""
+    if folder.is_file():
+        return f"{folder} is a file; a store is a folder with {ENTRIES} and {MANIFEST}.{hint}"
+    if (folder / ENTRIES).is_file():
+        return f"{folder / MANIFEST} does not exist, so {folder} is no whole store. Take both files from one backup."
+    return f"{folder / MANIFEST} does not exist: {folder} holds no experience cache.{hint}"
 
 
 def _read(folder: Path, manifest: Manifest) -> Iterable[tuple[bytes, CachedAnswer]]:

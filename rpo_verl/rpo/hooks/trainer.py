@@ -15,6 +15,7 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.debug import marked_timer
 from verl.utils.fs import copy_to_local
 
+from rpo_verl.rpo import store
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.hooks.advantage import SHAPING, Shaping
 from rpo_verl.rpo.hooks.credit import write_credit
@@ -95,12 +96,17 @@ class PartialRolloutTrainer:
         checkpoints = Path(self.config.trainer.default_local_dir).resolve()
         folder = checkpoints / f"global_step_{self.global_steps}" / STORE
         with marked_timer("rpo_cache_save", self.timing_raw):
-            self._rollouts.save(folder, self.global_steps)
+            self._rollouts.save(folder, self.global_steps, self._run)
         super()._save_checkpoint()
         for old in checkpoints.glob(f"global_step_*/{STORE}"):
             # veRL deletes the actor of a checkpoint it no longer keeps.
             if old != folder and not (old.parent / "actor").exists():
                 shutil.rmtree(old)
+
+    @property
+    def _run(self) -> str:
+        """Name of the run in the manifests of its stores."""
+        return f"{self.config.trainer.project_name}/{self.config.trainer.experiment_name}"
 
     def _load_checkpoint(self) -> None:
         """Resume with the checkpoint's cache; a run from the start begins with `rpo.cache.path`, if any.
@@ -124,9 +130,10 @@ class PartialRolloutTrainer:
                 )
                 return
         if path is not None:
-            manifest = self._rollouts.load(Path(path))
-            logger.warning("RPO: %d answers of step %d loaded from %s", manifest.entries, manifest.step, path)
-            self._cache_loaded, too_long = manifest.entries > 0, self._rollouts.too_long()
+            manifest, cache = self._rollouts.load(Path(path), self.global_steps), self._options.cache
+            bounds = f"rpo.cache.max_entries={cache.max_entries}, rpo.cache.max_bytes={cache.max_bytes}"
+            logger.warning("RPO: %s", store.describe(Path(path), manifest, self._rollouts.cached, bounds))
+            self._cache_loaded, too_long = self._rollouts.cached > 0, self._rollouts.too_long()
             if too_long:
                 logger.warning(
                     "RPO: %d of them are longer than data.max_response_length=%d. Their questions get full rollouts "
@@ -134,6 +141,9 @@ class PartialRolloutTrainer:
                     too_long,
                     self.config.data.max_response_length,
                 )
+            if self.global_steps > 0:
+                for doubt in store.doubts(manifest, self.global_steps, self._run):
+                    logger.warning("RPO: %s", doubt)
 
     def _compute_advantage(self, batch: queue.Batch, metrics: dict[str, Any]) -> queue.Batch:
         """Shape the rewards of every group, let veRL compute advantages, write credit, then update the cache."""

@@ -149,6 +149,7 @@ def stats(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="
     figures = {
         "entries": len(cache),
         "saved after step": manifest.step,
+        "saved by": manifest.run or "build, import or an older version",
         "answer tokens": manifest.tokens,
         "answer tokens, mean": round(float(lengths.mean()), 1),
         "answer tokens, 5th / 50th / 95th percentile": [int(np.percentile(lengths, p)) for p in (5, 50, 95)],
@@ -213,7 +214,7 @@ def verify(folder: Folder) -> None:
     The exit status is 1 if a check fails.
     """
     cache, manifest = store.load(folder)
-    screen.line(f"{folder}: sound, {len(cache)} entries of step {manifest.step}, {manifest.tokenizer}")
+    screen.line(f"{folder}: sound, {len(cache)} entries of {manifest.origin}, {manifest.tokenizer}")
 
 
 @app.command()
