@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
@@ -45,6 +46,8 @@ def examine(overrides: list[str]) -> list[Finding]:
     if config is not None and not any(finding.check == "configuration" for finding in findings):
         with _failure_among(findings, "data"):
             findings += _inputs(config)
+        with _failure_among(findings, "rpo.cache.path"):
+            findings += _store(config)
     return findings
 
 
@@ -219,3 +222,26 @@ def _questions(config: DictConfig, files: list[DataFile]) -> Iterator[Finding]:
     fits = size < psutil.virtual_memory().available
     details = f"at most {decimal(size)} with every question answered at full length"
     yield Finding(fits, "experience cache", details + ("" if fits else "; bound it with rpo.cache.max_bytes"))
+
+
+def _store(config: DictConfig) -> Iterator[Finding]:
+    """Load the store that a run would begin with, as the run does."""
+    options = config.get("rpo")
+    if options is None or options.cache.path is None:
+        return
+    from verl.utils.fs import copy_to_local
+    from verl.utils.tokenizer import hf_tokenizer
+
+    from rpo_verl.rpo import store
+    from rpo_verl.upstream.questions import Questions, read_model_type
+
+    model, cache, folder = config.actor_rollout_ref.model, options.cache, Path(options.cache.path)
+    path, trusted = copy_to_local(model.path), model.get("trust_remote_code", False)
+    tokenizer = hf_tokenizer(copy_to_local(model.get("tokenizer_path") or model.path), trust_remote_code=trusted)
+    template_options = config.data.get("apply_chat_template_kwargs", {})
+    questions = Questions(
+        path, read_model_type(path, trusted), tokenizer, config.data.max_prompt_length, template_options
+    )
+    loaded, manifest = store.load(folder, questions.identity, max_entries=cache.max_entries, max_bytes=cache.max_bytes)
+    bounds = f"rpo.cache.max_entries={cache.max_entries}, rpo.cache.max_bytes={cache.max_bytes}"
+    yield Finding(True, "rpo.cache.path", store.describe(folder, manifest, len(loaded), bounds))
