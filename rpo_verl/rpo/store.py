@@ -158,8 +158,8 @@ def describe(folder: Path, manifest: Manifest, kept: int, bounds: str) -> str:
     if kept == manifest.entries:
         return f"{kept} answers of {manifest.origin} loaded from {folder}"
     return (
-        f"{kept} of {manifest.entries} answers of {manifest.origin} loaded from {folder}. The least recently updated ones "
-        f"exceed {bounds} and were evicted"
+        f"{kept} of {manifest.entries} answers of {manifest.origin} loaded from {folder}. The least recently updated "
+        f"ones exceed {bounds} and were evicted"
     )
 
 

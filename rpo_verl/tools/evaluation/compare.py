@@ -10,6 +10,7 @@ from rpo_verl.tools.errors import CommandError
 from rpo_verl.tools.evaluation.estimators import Estimate, macro_average, mean_interval, pass_at_k
 from rpo_verl.tools.evaluation.results import average_name, cells_of, markdown, read_results, sets_and_average
 from rpo_verl.tools.files import write_text
+from rpo_verl.tools.visible import visible
 
 #: Comparable evaluations have the same values of these options. They differ in the policy.
 SHARED = ("questions", "temperature", "top_p", "top_k", "max_response_length", "chat_template_options", "reward")
@@ -111,6 +112,12 @@ def plot(evaluations: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    # A name with dollar signs is no formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        _plot(evaluations, path)
+
+
+def _plot(evaluations: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     ks = common_ks(evaluations)
@@ -125,12 +132,14 @@ def plot(evaluations: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     for axis, panel in zip(axes.flat, panels, strict=False):
         for label, results in evaluations.items():
             points = [sets_and_average(results)[panel]["pass_at_k"][k] for k in ks]
-            (line,) = axis.plot(numbers, [100 * p["value"] for p in points], marker="o", markersize=4, label=label)
+            (line,) = axis.plot(
+                numbers, [100 * p["value"] for p in points], marker="o", markersize=4, label=visible(label)
+            )
             bounds = [[100 * p[end] for p in points] for end in ("low", "high")]
             axis.fill_between(numbers, *bounds, color=line.get_color(), alpha=0.15, linewidth=0)
         axis.set_xscale("log", base=2)
         axis.set_xticks(numbers, ks)
-        axis.set(title=panel, xlabel="k", ylabel="pass@k, %")
+        axis.set(title=visible(panel), xlabel="k", ylabel="pass@k, %")
         axis.grid(alpha=0.3)
         axis.legend()
     for axis in list(axes.flat)[len(panels) :]:
