@@ -280,3 +280,22 @@ def test_what_the_plugin_refuses(data_dir):
     found = failures(json.loads(done.stdout))
     assert list(found) == ["plug-in"]
     assert "nothing selects it" in found["plug-in"]
+
+
+def test_the_whole_store_is_examined(examine, tmp_path, data_dir):
+    answers = [{"prompt": "30a+1", "answer": "a30+1=31;#31"}, {"prompt": "40a+2", "answer": "a40+2=42;#42"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    arguments = ["cache", "import", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "store")]
+    imported = CliRunner().invoke(app, [*arguments, "--model", str(TINY / "checkpoint")])
+    assert imported.exit_code == 0, imported.output
+    path = f"rpo.cache.path={tmp_path / 'store'}"
+    for bound, start in (("null", "2 answers of step 0 loaded from"), ("1", "1 of 2 answers")):
+        findings = examine("+rpo=enabled", path, f"rpo.cache.max_entries={bound}", expect=0)
+        found = {finding["check"]: finding["details"] for finding in findings}
+        assert found["rpo.cache.path"].startswith(start)
+    other = "+data.apply_chat_template_kwargs.enable_thinking=false"
+    assert "this run uses" in failures(examine("+rpo=enabled", path, other, expect=1))["rpo.cache.path"]
+    nowhere = f"rpo.cache.path={tmp_path}"
+    assert list(failures(examine("+rpo=enabled", nowhere, expect=1))) == ["configuration"]
+    (tmp_path / "store" / "cache.parquet").write_bytes(b"PAR1")
+    assert "truncated or altered" in failures(examine("+rpo=enabled", path, expect=1))["rpo.cache.path"]

@@ -212,3 +212,68 @@ def test_a_thousand_damaged_files_each_end_in_a_clear_error_or_the_right_cache(t
             assert resealed or contents(loaded) == expected
         shutil.rmtree(folder)
     assert refused > 500
+
+
+def test_a_manifest_names_the_run(tmp_path):
+    manifest = store.save(make_cache(2), tmp_path / "rpo", TOKENIZER, step=7, run="maths/first")
+    assert store.read_manifest(tmp_path / "rpo") == manifest
+    assert manifest.origin == "step 7 of maths/first"
+    text = (tmp_path / "rpo" / "manifest.json").read_text()
+    (tmp_path / "rpo" / "manifest.json").write_text(text.replace("maths/first", "maths/other"))
+    with pytest.raises(store.StoreError, match="checksum"):
+        store.read_manifest(tmp_path / "rpo")
+
+
+def test_a_manifest_without_a_run_is_that_of_an_older_store(tmp_path):
+    manifest = store.save(make_cache(2), tmp_path / "rpo", TOKENIZER, step=7)
+    assert "run" not in json.loads((tmp_path / "rpo" / "manifest.json").read_text())
+    assert (manifest.run, manifest.origin) == ("", "step 7")
+
+
+def test_what_was_loaded_is_counted(tmp_path):
+    manifest = store.save(make_cache(2), tmp_path / "rpo", TOKENIZER, step=7)
+    loaded, _ = store.load(tmp_path / "rpo", TOKENIZER, max_entries=1)
+    text = store.describe(tmp_path / "rpo", manifest, len(loaded), "rpo.cache.max_entries=1")
+    assert text.startswith("1 of 2 answers of step 7 loaded from")
+    assert "rpo.cache.max_entries=1" in text
+    assert store.describe(tmp_path / "rpo", manifest, 2, "").startswith("2 answers of step 7 loaded from")
+
+
+@pytest.mark.parametrize(
+    ("saved", "run", "messages"),
+    [
+        (7, "maths/first", []),
+        (7, "", []),
+        (9, "maths/first", ["IS OF STEP 9, THE CHECKPOINT OF STEP 7"]),
+        (7, "maths/second", ["saved by maths/second, and this run is maths/first"]),
+        (9, "maths/second", ["STEP 9", "maths/second"]),
+    ],
+)
+def test_the_store_of_another_run_or_step_does_not_pass_in_silence(tmp_path, saved, run, messages):
+    manifest = store.save(make_cache(2), tmp_path / "rpo", TOKENIZER, step=saved, run=run)
+    found = store.doubts(manifest, 7, "maths/first")
+    assert len(found) == len(messages)
+    assert all(part in doubt for part, doubt in zip(messages, found, strict=True))
+
+
+def test_no_answer_is_of_a_later_step_than_the_run(tmp_path):
+    store.save(make_cache(10), tmp_path / "rpo", TOKENIZER, step=9)
+    loaded, _ = store.load(tmp_path / "rpo", TOKENIZER, step=4)
+    assert [answer.step for _, answer in loaded.items()] == [0, 1, 2, 3, 4, 4, 4, 4, 4, 4]
+    assert loaded.metrics(step=4)["rpo/cache/age_mean"] >= 0
+
+
+def test_places_without_a_store(tmp_path):
+    store.save(make_cache(2), tmp_path / "global_step_7" / "rpo", TOKENIZER, step=7)
+    folder = tmp_path / "global_step_7" / "rpo"
+    for place, message in (
+        (folder / "cache.parquet", rf"is a file; .* Did you mean {folder}\?"),
+        (folder.parent, rf"holds no experience cache. Did you mean {folder}\?"),
+        (tmp_path, "holds no experience cache"),
+    ):
+        with pytest.raises(store.StoreError, match=message) as error:
+            store.load(place)
+        assert "delete" not in str(error.value)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(store.StoreError, match="no whole store"):
+        store.load(folder)

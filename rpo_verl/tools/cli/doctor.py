@@ -46,8 +46,9 @@ def examine(overrides: list[str]) -> list[Finding]:
     if config is not None and not any(finding.check == "configuration" for finding in findings):
         with _failure_among(findings, "data"):
             findings += _inputs(config)
-        with _failure_among(findings, "rpo.cache.path"):
-            findings += _store(config)
+        if all(finding.ok for finding in findings if finding.check == "model"):
+            with _failure_among(findings, "rpo.cache.path"):
+                findings += _store(config)
     return findings
 
 
