@@ -8,8 +8,8 @@ from pathlib import Path
 from rpo_verl.tools.report import charts
 from rpo_verl.tools.report.runs import Run, read_metrics
 
-#: Mean over the samples per question, whose number is `val_kwargs.n`.
-VAL_ACCURACY = re.compile(r"val-core/tiny_reasoner/acc/mean@\d+")
+#: Mean over the samples per question, whose number is `val_kwargs.n`, of the one task that a bench has.
+VAL_ACCURACY = re.compile(r"val-core/[^/]+/acc/mean@\d+")
 
 #: RPO's own part of a step → its timer.
 OWN_PARTS = {

@@ -25,7 +25,8 @@ from benchmarks.lm import SMOLLM2, start_of
 from benchmarks.lm.tasks import TASKS, write_questions
 from benchmarks.lm.warm_start import warm_start
 from benchmarks.machine import commit, machine, processor
-from benchmarks.results import late_accuracy, reached, spread
+from benchmarks.results import late_accuracy, spread
+from benchmarks.statistics import reached
 from benchmarks.steps import parts_of, read_metrics, step_of
 from benchmarks.tiny import ROOT
 from benchmarks.training import claim, train
@@ -89,11 +90,12 @@ def record(folder: Path) -> Record:
     """Read the record of a finished run from its files."""
     metrics = read_metrics(folder / "metrics.jsonl")
     steps = [step_of(number, found, GROUP_SIZE) for number, found in metrics.items()]
+    accuracies = {step.number: step.val_accuracy for step in steps if step.val_accuracy is not None}
     trained = [step for step in steps if step.number > 0]
     parts = parts_of(metrics, waits(folder / "waiting.jsonl"))
     generated, samples = (sum(getattr(step, name) for step in trained) for name in ("generated_tokens", "samples"))
     return {
-        "curve": curve(steps),
+        "curve": curve(steps, accuracies),
         "response_tokens": [step.response_tokens / step.samples for step in trained],
         "rewards": [step.reward for step in trained],
         "train_s": sum(step.step_s for step in trained),

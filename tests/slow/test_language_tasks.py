@@ -149,3 +149,23 @@ def test_table_of_the_bench():
     assert head[:3] == ["arm", "seeds", "before"]
     assert grpo[1:6] == ["1", "0.200", "0.400", "0.350", "2,000"] and grpo[-2:] == ["2,000", "120"]
     assert rpo[-2:] == ["1,000", "60"]
+
+
+def test_record_of_a_run(tmp_path):
+    from benchmarks.lm import bench
+
+    trained = {"timing_s/step": 60.0, "timing_s/gen": 20.0, "critic/score/mean": 0.25, "response_length/mean": 48.0,
+               "prompt_length/mean": 52.0, "perf/total_num_tokens": 3200.0}  # fmt: skip
+    validated = {"val-core/chain_sum/acc/mean@4": 0.3, "val-core/chain_sum/reward/mean@4": 0.4}
+    logged = [validated, trained, trained | {"val-core/chain_sum/acc/mean@4": 0.35}]
+    lines = [json.dumps({"step": step, "data": data}) for step, data in enumerate(logged)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    events = [{"time": 1.0, "finished": "a"}, {"time": 1.5, "taken": ["a"]}] * 2
+    (tmp_path / "waiting.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    found = bench.record(tmp_path)
+    assert found["curve"] == [
+        {"step": 0, "seconds": 0.0, "tokens": 0, "accuracy": 0.3},
+        {"step": 2, "seconds": 120.0, "tokens": 3072, "accuracy": 0.35},
+    ]
+    assert found["response_tokens"] == [48.0, 48.0] and found["generated_tokens_per_sample"] == 48.0
+    assert found["parts_s"]["waiting"] == 0.5 and found["parts_s"]["generation"] == 19.5
