@@ -24,8 +24,8 @@ from rpo_verl.rpo import store
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import RPOConfig
-from rpo_verl.rpo.partial_rollouts import PartialRollouts
-from rpo_verl.rpo.start import Start
+from rpo_verl.rpo.partial_rollouts import PartialRollouts, Row
+from rpo_verl.rpo.start import NO_LOGPROBS, Start
 
 SIZES = ((1_000, 4096), (10_000, 4096), (100_000, 4096), (1_000_000, 256))
 BATCH, GROUP = 1024, 8
@@ -72,7 +72,7 @@ def measure(entries: int, tokens: int, folder: Path) -> dict[str, float]:
     suffix = rng.integers(0, 150_000, tokens - half, dtype=np.int32)
     shaped = np.linspace(0.5, 1.0, GROUP)
 
-    def group(number: int, key: bytes) -> tuple[Group, tuple[np.ndarray, np.ndarray]]:
+    def group(number: int, key: bytes) -> tuple[Group, Row]:
         """A finished group that started from the first half of its answer, and what its rows hold."""
         answer = cache.get(key)
         start = Start(key, "prefixed", GROUP, tokens, answer.tokens[:half], tokens - half, answer.id, 0)
@@ -80,7 +80,7 @@ def measure(entries: int, tokens: int, folder: Path) -> dict[str, float]:
         keys = tuple(f"{number}_{member}_0" for member in range(GROUP))
         correct = np.ones(GROUP, dtype=bool)  # so that the chosen response is stored, whichever it is
         finished = Group(start, keys, lengths // 2, lengths, np.zeros(GROUP, int), correct * 1.0, correct, shaped)
-        return finished, (answer.question, np.concatenate([answer.tokens[:half], suffix]))
+        return finished, (answer.question, np.concatenate([answer.tokens[:half], suffix]), NO_LOGPROBS)
 
     def look_up(i: int) -> None:
         for _, question in batches[i]:

@@ -30,7 +30,7 @@ from benchmarks.tiny import CHECKPOINT
 from rpo_verl.question import question_key
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
 from rpo_verl.rpo.hooks.agent_loop import PREFIX_TOKENS, START, PrefixAgentLoop
-from rpo_verl.rpo.hooks.groups import fetch_tokens, read_groups
+from rpo_verl.rpo.hooks.groups import fetch_rows, read_groups
 from rpo_verl.rpo.hooks.injection import Injection
 from rpo_verl.rpo.hooks.reward import CORRECT, REWARD
 from rpo_verl.rpo.options import RPOConfig, TruncationConfig
@@ -170,7 +170,7 @@ def update(rollouts: PartialRollouts, questions: Questions, batch: TensorDict) -
     groups = read_groups(keys, tags, "train", options)
     return {
         "taskrunner_read_s": timed(lambda: read_groups(keys, tags, "train", options), 3),
-        "taskrunner_update_s": timed(lambda: rollouts.observe(groups, 2, fetch_tokens("train")), 3),
+        "taskrunner_update_s": timed(lambda: rollouts.observe(groups, 2, fetch_rows("train", False)), 3),
     }
 
 

@@ -1,6 +1,6 @@
 """Advantages of the tokens of a batch, and which of them the loss covers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,8 @@ from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
 from benchmarks.lab.groups import Finished
 from rpo_verl.rpo.credit import credit, response_mean_weights
+from rpo_verl.rpo.group import Group
+from rpo_verl.rpo.options import CreditConfig
 
 #: How the loss is averaged, as veRL's `actor.loss_agg_mode`.
 LOSS_AGG_MODE = "token-mean"
@@ -33,6 +35,9 @@ class Batch:
     old_log_probs: torch.Tensor
     """(B, T) float32, of the policy that the ratio refers to; NaN where they are not known."""
 
+    then_log_probs: torch.Tensor
+    """(B, T) float32, of the policy that wrote each token; NaN where they are not known."""
+
     weights: torch.Tensor | None = None
     """(B, T) float32 factors on the loss, veRL's `rollout_is_weights`; None: 1."""
 
@@ -44,13 +49,15 @@ def as_batch(groups: Sequence[Finished]) -> Batch:
     steps = torch.arange(longest)
     lengths = torch.tensor([len(response) for response in responses])[:, None]
     prefix = torch.from_numpy(np.concatenate([one.group.prefix_tokens for one in groups]))[:, None]
-    log_probs = [torch.from_numpy(row) for one in groups for row in one.log_probs]
+    rows = [torch.from_numpy(row) for one in groups for row in one.log_probs]
+    log_probs = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return Batch(
         questions=[one.question.ids for one in groups for _ in one.responses],
         responses=responses,
         advantages=torch.zeros(len(responses), longest),
         mask=(steps >= prefix) & (steps < lengths),
-        old_log_probs=torch.nn.utils.rnn.pad_sequence(log_probs, batch_first=True),
+        old_log_probs=log_probs,
+        then_log_probs=log_probs.clone(),
     )
 
 
@@ -74,13 +81,19 @@ def imitate(groups: Sequence[Finished], batch: Batch) -> None:
     batch.old_log_probs = torch.full_like(batch.old_log_probs, torch.nan)
 
 
-def give_credit(groups: Sequence[Finished], batch: Batch, rule: str) -> None:
+def give_credit(
+    groups: Sequence[Finished], batch: Batch, options: CreditConfig, expected: Callable[[Group], float | None]
+) -> list[float]:
     """Give the tokens of prefixes their credit and make veRL's mean one over whole responses; see `rpo.credit`.
 
     Args:
         groups: those that `batch` was made of.
         batch: with the estimator's advantages; changed.
-        rule: `rpo.credit.rule`.
+        options: `rpo.credit`.
+        expected: V(q) of a group's question.
+
+    Returns:
+        The credit of every shared prefix that has one.
     """
     prefix = np.concatenate([one.group.prefix_tokens for one in groups])
     trained = batch.mask.sum(1).numpy()
@@ -88,14 +101,31 @@ def give_credit(groups: Sequence[Finished], batch: Batch, rule: str) -> None:
     own = batch.advantages[np.arange(len(prefix)), prefix].double().numpy()
     spans, row = [], 0
     for one in groups:
-        spans += credit(one.group, own[row : row + len(one.group)], rule)
+        spans += credit(one.group, own[row : row + len(one.group)], options, LOSS_AGG_MODE, expected(one.group))
         row += len(one.group)
     covered = np.array([sum(stop - start for start, stop, _ in found) for found in spans])
     for row, found in enumerate(spans):
         for start, stop, advantage in found:
             batch.advantages[row, start:stop], batch.mask[row, start:stop] = advantage, True
-    factors = response_mean_weights(trained, prefix - covered, LOSS_AGG_MODE)
+    factors = response_mean_weights(trained + covered, prefix - covered, LOSS_AGG_MODE)
     batch.advantages *= torch.from_numpy(factors).float()[:, None]
+    sizes = [len(one.group) for one in groups for _ in one.responses]
+    return [advantage / size for size, found in zip(sizes, spans, strict=True) for *_, advantage in found]
+
+
+def truncate_weights(groups: Sequence[Finished], batch: Batch, most: float) -> None:
+    """Weigh reused tokens by min(most, π/π_then) instead of clipping their ratio as PPO does.
+
+    Args:
+        groups: those that `batch` was made of.
+        batch: `old_log_probs` hold those of the policy before this update in every trained row; their originals on
+            prefixes are in `then_log_probs`.
+        most: upper bound of a weight.
+    """
+    prefix = torch.from_numpy(np.concatenate([one.group.prefix_tokens for one in groups]))[:, None]
+    reused = torch.arange(batch.mask.shape[1]) < prefix
+    weights = (batch.old_log_probs - batch.then_log_probs).exp().clamp(max=most)
+    batch.weights = torch.where(reused & batch.mask & ~weights.isnan(), weights, 1.0)
 
 
 def _shaped(groups: Sequence[Finished]) -> np.ndarray:

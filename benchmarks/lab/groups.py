@@ -8,8 +8,9 @@ import numpy as np
 
 from benchmarks.lab.questions import Question
 from benchmarks.lab.sampler import Continuation
+from rpo_verl.rpo.cut import dropped_tokens, prefix_length
 from rpo_verl.rpo.group import Group
-from rpo_verl.rpo.options import RewardConfig
+from rpo_verl.rpo.options import RewardConfig, RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
 from rpo_verl.rpo.shaping import is_correct, shape_group
 from rpo_verl.rpo.start import Start
@@ -33,7 +34,7 @@ class Finished:
     """(G,) token ids of each whole response, (t,) int32."""
 
     log_probs: list[np.ndarray]
-    """(G,) log-probabilities of each response's tokens when they were sampled, (t,) float32; NaN on a prefix."""
+    """(G,) log-probabilities of each response's tokens when they were sampled, (t,) float32; NaN if not known."""
 
 
 def plan_starts(
@@ -47,30 +48,62 @@ def plan_starts(
 
 def roll_out(
     questions: Sequence[Question], starts: Sequence[Start], step: int, sample: Sample, reward: Reward,
-    shaping: RewardConfig,
+    options: RPOConfig,
 ) -> list[Finished]:  # fmt: skip
-    """Generate the members of every group, all in one batch, and reward them."""
-    sizes = [start.group_size for start in starts]
-    contexts = [
-        [*question.ids, *start.prefix.tolist()]
-        for question, start in zip(questions, starts, strict=True)
-        for _ in range(start.group_size)
-    ]
-    written = iter(sample(contexts, [start.room for start in starts for _ in range(start.group_size)]))
+    """Generate the members of every group and reward them: first trunks, then everything else, each in one batch.
+
+    A group that branches from trunks becomes one group per trunk, whose first member is the trunk itself.
+    """
+    branched = [i for i, start in enumerate(starts) if start.trunks]
+    trunks = _trunks([questions[i] for i in branched], [starts[i] for i in branched], step, sample, options)
+    plans = []
+    for question, start in zip(questions, starts, strict=True):
+        plans += [(question, *branch) for branch in trunks[question]] if start.trunks else [(question, start, None)]
+    contexts, room = [], []
+    for question, start, trunk in plans:
+        members = start.group_size - (trunk is not None)
+        contexts += [[*question.ids, *start.prefix.tolist()]] * members
+        room += [start.room] * members
+    written = iter(sample(contexts, room))
     finished = []
-    for question, start, size in zip(questions, starts, sizes, strict=True):
-        members = [next(written) for _ in range(size)]
-        nothing = np.full(len(start.prefix), np.nan, dtype=np.float32)
-        responses = [np.concatenate([start.prefix, member.tokens]) for member in members]
+    for question, start, trunk in plans:
+        cut = len(start.prefix)
+        known = start.prefix_logprobs if len(start.prefix_logprobs) else np.full(cut, np.nan)
+        suffixes = [] if trunk is None else [Continuation(trunk.tokens[cut:], trunk.log_probs[cut:])]
+        suffixes += [next(written) for _ in range(start.group_size - len(suffixes))]
+        responses = [np.concatenate([start.prefix, suffix.tokens]) for suffix in suffixes]
         finished.append(
             Finished(
                 question,
-                _group(start, question, responses, step, reward, shaping),
+                _group(start, question, responses, step, reward, options.reward),
                 responses,
-                [np.concatenate([nothing, member.log_probs]) for member in members],
+                [np.concatenate([known, suffix.log_probs]).astype(np.float32) for suffix in suffixes],
             )
         )
     return finished
+
+
+def _trunks(
+    questions: Sequence[Question], starts: Sequence[Start], step: int, sample: Sample, options: RPOConfig
+) -> dict[Question, list[tuple[Start, Continuation]]]:
+    """The starts of the branches of every question and the whole answers that they branch from."""
+    written = iter(
+        sample(
+            [question.ids for question, start in zip(questions, starts, strict=True) for _ in range(start.trunks)],
+            [start.room for start in starts for _ in range(start.trunks)],
+        )
+        if starts
+        else []
+    )
+    found = {}
+    for question, start in zip(questions, starts, strict=True):
+        found[question] = []
+        for _ in range(start.trunks):
+            trunk = next(written)
+            dropped = dropped_tokens(len(trunk.tokens) - 1, options.truncation, start.share)
+            kept = prefix_length(len(trunk.tokens) - 1, dropped, start.room)
+            found[question].append((start.branch(trunk.tokens, trunk.log_probs, kept, step), trunk))
+    return found
 
 
 def _group(
@@ -100,8 +133,8 @@ def observe(rollouts: PartialRollouts | None, finished: Sequence[Finished], step
         return
     ordered = sorted(finished, key=lambda one: one.group.start.question)
     tokens = {
-        key: (np.asarray(one.question.ids, dtype=np.int32), response)
+        key: (np.asarray(one.question.ids, dtype=np.int32), response, log_probs)
         for one in ordered
-        for key, response in zip(one.group.keys, one.responses, strict=True)
+        for key, response, log_probs in zip(one.group.keys, one.responses, one.log_probs, strict=True)
     }
     rollouts.observe([one.group for one in ordered], step, lambda keys: [tokens[key] for key in keys])

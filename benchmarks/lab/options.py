@@ -74,6 +74,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--lr", type=float, default=3e-4)
     run.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
     run.add_argument("--ppo-epochs", type=int, default=1, help="optimizer steps on a batch")
+    run.add_argument(
+        "--prefix-weights", type=float, metavar="C",
+        help="weigh reused tokens by min(C, π/π_then); without it their ratio is clipped as PPO does",
+    )  # fmt: skip
     run.add_argument("--micro-batch", type=int, default=16, help="rows per forward pass of the update")
     run.add_argument("--eval-every", type=int, default=8, help="steps between evaluations")
     run.add_argument("--eval-questions", type=int, default=QUESTIONS, help="held-out questions")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.exact import HELD_OUT_SEED, Solved, held_out, measure
-from benchmarks.lab.advantages import Batch, as_batch, estimate, give_credit, imitate
+from benchmarks.lab.advantages import Batch, as_batch, estimate, give_credit, imitate, truncate_weights
 from benchmarks.lab.batches import Collected, collect
 from benchmarks.lab.groups import Finished, observe, plan_starts, roll_out
 from benchmarks.lab.options import MANY_SOLUTIONS, METHODS, Method, read_rpo
@@ -71,7 +71,8 @@ class Training:
         self._rpo = read_rpo(args.rpo, args.max_response_length, max(2, args.group_size))
         self._rollouts = cache_of(policy, self._rpo, args.max_response_length) if self.method.reuse else None
         # Without RPO nothing is shaped.
-        self._shaping = self._rpo.reward if self.method.reuse else RewardConfig(shaping=False)
+        self._rollout_options = self._rpo if self.method.reuse else RPOConfig(reward=RewardConfig(shaping=False))
+        self._credit: list[float] = []
         questions = draw(policy.tokenizer, args.seed, args.problem_steps, args.questions)
         self._visits = Visits(questions, args.seed)
         self._generator = torch.Generator().manual_seed(args.seed)
@@ -118,6 +119,8 @@ class Training:
                 self._rollouts.end_step(self.step)
         with self.clock("log-probs"):
             self._updater.fill_log_probs(batch)
+            if self.args.prefix_weights is not None:
+                truncate_weights(collected.batch, batch, self.args.prefix_weights)
         with self.clock("update"):
             rows = self._updater.update(batch, progress)
         self._note(collected, rows)
@@ -137,7 +140,7 @@ class Training:
         new = [question for question in questions if question not in self._seen]
         starts = plan_starts(self._rollouts, new, self.step, self.args.group_size, self.args.max_response_length)
         sample = partial(self._sampler.sample, generator=self._generator)
-        fresh = roll_out(new, starts, self.step, sample, self._reward, self._shaping) if new else []
+        fresh = roll_out(new, starts, self.step, sample, self._reward, self._rollout_options) if new else []
         self.tokens += sum(int(one.group.generated.sum()) for one in fresh)
         if self.method.first_epoch_only:
             self._seen |= {one.question: one for one in fresh}
@@ -155,7 +158,11 @@ class Training:
             return batch
         estimate(groups, batch, "grpo")
         if self.method.reuse:
-            give_credit(groups, batch, self._rpo.credit.rule)
+            self._credit = give_credit(groups, batch, self._rpo.credit, self._rollouts.expected_success)
+            if self.args.prefix_weights is not None:
+                # So that the policy before the update is asked.
+                prefix = np.concatenate([one.group.prefix_tokens for one in groups])
+                batch.old_log_probs[np.arange(batch.mask.shape[1]) < prefix[:, None]] = torch.nan
         return batch
 
     def _note(self, collected: Collected, rows: int) -> None:
@@ -167,10 +174,11 @@ class Training:
                 **self.clock.training,
                 "correct": fmean(float(group.correct.mean()) for group in groups),
                 "response_tokens": fmean(float(group.response_tokens.mean()) for group in groups),
-                "generated_tokens": fmean(float(group.generated.mean()) for group in groups),
+                "generated_tokens": sum(int(group.generated.sum()) for group in groups) / sum(map(len, groups)),
                 "prefixed_groups": sum(group.prefixed for group in groups),
                 "discarded_groups": len(collected.discarded),
                 "trained_rows": rows,
+                "credit": fmean(self._credit) if self._credit else 0.0,
             }
         )
 

@@ -10,14 +10,15 @@ from itertools import islice
 import numpy as np
 
 from rpo_verl.rpo.difficulty import NO_EVIDENCE, Evidence, mean_rate
-from rpo_verl.rpo.start import NO_TOKENS
+from rpo_verl.rpo.start import NO_LOGPROBS, NO_TOKENS
 
-TOKEN_BYTES = 4
+#: Of a token id, and of a token's log-probability where it is kept.
+TOKEN_BYTES, LOGPROB_BYTES = 4, 2
 #: Upper bound on what an entry takes beside its tokens: key, header, objects, dictionary (`make bench-cache`).
 ENTRY_BYTES = 300
 
-# Reward, evidence (wrong, tokens), step, failures, correct, number of question tokens.
-_HEADER = struct.Struct("<dddiIII")
+# Reward, evidence (wrong, tokens), step, failures, correct, number of question and of answer tokens.
+_HEADER = struct.Struct("<dddiIIII")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,9 @@ class CachedAnswer:
     evidence: Evidence = NO_EVIDENCE
     """How soon the policy goes wrong on the question."""
 
+    logprobs: np.ndarray = field(default_factory=lambda: NO_LOGPROBS)
+    """(l,) float16, log-probability of each token under the policy that wrote it; empty where they are not known."""
+
     @property
     def id(self) -> int:
         """Identity of the answer among those of its question, by its tokens: the same in every process."""
@@ -53,16 +57,18 @@ def _pack(answer: CachedAnswer) -> bytes:
     evidence = answer.evidence
     header = _HEADER.pack(
         answer.reward, evidence.wrong, evidence.tokens, answer.step, answer.failures, bool(answer.correct),
-        len(answer.question),
+        len(answer.question), len(answer.tokens),
     )  # fmt: skip
-    return b"".join((header, *(np.ascontiguousarray(ids, dtype="<i4") for ids in (answer.question, answer.tokens))))
+    ids = (np.ascontiguousarray(ids, dtype="<i4") for ids in (answer.question, answer.tokens))
+    return b"".join((header, *ids, np.ascontiguousarray(answer.logprobs, dtype="<f2")))
 
 
 def _unpack(packed: bytes) -> CachedAnswer:
-    reward, wrong, tokens, step, failures, correct, question_tokens = _HEADER.unpack_from(packed)
-    ids = np.frombuffer(packed, dtype="<i4", offset=_HEADER.size)
-    question, answer = ids[:question_tokens], ids[question_tokens:]
-    return CachedAnswer(answer, bool(correct), reward, step, question, failures, Evidence(wrong, tokens))
+    reward, wrong, tokens, step, failures, correct, asked, answered = _HEADER.unpack_from(packed)
+    ids = np.frombuffer(packed, dtype="<i4", count=asked + answered, offset=_HEADER.size)
+    logprobs = np.frombuffer(packed, dtype="<f2", offset=_HEADER.size + ids.nbytes)
+    evidence = Evidence(wrong, tokens)
+    return CachedAnswer(ids[asked:], bool(correct), reward, step, ids[:asked], failures, evidence, logprobs)
 
 
 class ExperienceCache:
@@ -73,7 +79,8 @@ class ExperienceCache:
     Args:
         keep_correct: a correct answer never gives way to a wrong one.
         max_entries: bound on the number of entries; None: unbounded.
-        max_bytes: bound on `TOKEN_BYTES` per token (of question and answer) plus `ENTRY_BYTES` per entry.
+        max_bytes: bound on `TOKEN_BYTES` per token (of question and answer), `LOGPROB_BYTES` per log-probability and
+            `ENTRY_BYTES` per entry.
     """
 
     def __init__(self, keep_correct: bool = True, max_entries: int | None = None, max_bytes: int | None = None) -> None:
@@ -88,7 +95,7 @@ class ExperienceCache:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of cached token ids, questions included."""
+        """Bytes of cached token ids, questions included, and of log-probabilities."""
         return self._packed_bytes - _HEADER.size * len(self)
 
     @property

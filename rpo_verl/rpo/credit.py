@@ -2,35 +2,91 @@
 
 The user's estimator gives the generated tokens of a response their advantages. Credit adds spans of tokens that the
 loss would not cover otherwise, and scales a response's advantages for the mean that veRL takes over tokens.
+
+A prefix that all members share earns nothing from advantages that are relative to the group: they sum to zero over it.
+But the group shows what its prefix is worth: the share of correct members estimates V(prefix), the success to be
+expected behind it.
 """
+
+import math
 
 import numpy as np
 
 from rpo_verl.rpo.group import Group
+from rpo_verl.rpo.options import CreditConfig
 
 Span = tuple[int, int, float]
 """Tokens from start to stop (exclusive) of a response, and their advantage."""
 
+#: Rules that need the log-probabilities under the policy that wrote the prefix.
+WEIGHTED = ("value", "paid")
 
-def credit(group: Group, advantages: np.ndarray, rule: str) -> list[list[Span]]:
+
+def credit(
+    group: Group, advantages: np.ndarray, options: CreditConfig, loss_agg_mode: str, expected: float | None = None
+) -> list[list[Span]]:
     """Give the tokens of prefixes their advantages.
+
+    `literal` gives the prefix of each member the advantage of its suffix (the paper's formula). `value` and `paid` give
+    a shared prefix one advantage; a single member carries it for all of them, so that the others leave the update
+    where their suffixes have no advantage.
 
     Args:
         group: the responses.
         advantages: (G,) float, advantage of the first generated token of each response.
-        rule: `none`: the loss covers the suffix alone. `literal` (the paper's formula): a prefix has the advantage of
-        its
-            suffix, although its shared tokens earned nothing that the group's members do not all have.
+        options: the rule.
+        loss_agg_mode: veRL's `actor.loss_agg_mode`.
+        expected: V(q), the success to be expected from the question alone; None where nothing is known of it.
 
     Returns:
         (G,) spans of each response.
     """
-    if rule == "none":
-        return [[] for _ in group.keys]
-    return [
-        [(0, int(tokens), float(advantage))] if tokens else []
-        for tokens, advantage in zip(group.prefix_tokens, advantages, strict=True)
-    ]
+    spans: list[list[Span]] = [[] for _ in group.keys]
+    if options.rule == "literal":
+        for row, tokens, advantage in zip(spans, group.prefix_tokens.tolist(), advantages.tolist(), strict=True):
+            if tokens:
+                row.append((0, tokens, advantage))
+    elif options.rule in WEIGHTED:
+        shared = int(group.prefix_tokens.min())
+        advantage = prefix_advantage(group.correct, options, expected) if shared else 0.0
+        if advantage:
+            # The shortest of those that are updated anyway, where there is one.
+            carrier = int(np.lexsort((group.response_tokens, advantages == 0))[0])
+            weight = carried_weight(group.response_tokens, carrier, loss_agg_mode)
+            spans[carrier].append((0, shared, advantage * weight))
+    return spans
+
+
+def prefix_advantage(correct: np.ndarray, options: CreditConfig, expected: float | None) -> float:
+    """The advantage of a prefix that all members share.
+
+    `paid`: V(prefix), without a baseline. `value`: (V(prefix) - V(q)) / max(sigma, sqrt(V(q) (1 - V(q)))).
+
+    Args:
+        correct: (G,) bool.
+        options: the rule and its numbers.
+        expected: V(q); None: `value` gives no advantage.
+    """
+    value = float(correct.mean())
+    if options.rule == "paid":
+        return value
+    if expected is None:
+        return 0.0
+    return (value - expected) / max(options.min_deviation, math.sqrt(expected * (1 - expected)))
+
+
+def carried_weight(response_tokens: np.ndarray, carrier: int, loss_agg_mode: str) -> float:
+    """Factor on the advantage of a prefix that one member carries for all.
+
+    Args:
+        response_tokens: (G,) int.
+        carrier: the member.
+        loss_agg_mode: `seq-mean-token-mean` divides each response by its own length, so that a token of a short
+            response weighs more; in the other modes every token of a batch weighs the same.
+    """
+    if loss_agg_mode == "seq-mean-token-mean":
+        return float((response_tokens[carrier] / response_tokens).sum())
+    return float(len(response_tokens))
 
 
 def response_mean_weights(trained: np.ndarray, untrained: np.ndarray, loss_agg_mode: str) -> np.ndarray:

@@ -52,14 +52,27 @@ class Group:
         return differ(self.shaped)
 
     @property
+    def branched(self) -> bool:
+        """Whether the first member was generated whole, and the others branched from its head."""
+        return self.start.kind == "trunk"
+
+    @property
+    def reused(self) -> np.ndarray:
+        """(G,) int, tokens of each response that nobody had to generate for it."""
+        reused = self.prefix_tokens.copy()
+        if self.branched:
+            reused[0] = 0
+        return reused
+
+    @property
     def generated(self) -> np.ndarray:
         """(G,) int, tokens that the policy generated in this step."""
-        return self.response_tokens - self.prefix_tokens
+        return self.response_tokens - self.reused
 
     @property
     def capped(self) -> np.ndarray:
         """(G,) bool, whether the token budget ended the response."""
-        return self.generated >= self.start.room
+        return self.response_tokens - self.prefix_tokens >= self.start.room
 
 
 def differ(rewards: np.ndarray) -> bool:

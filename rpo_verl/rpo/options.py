@@ -39,6 +39,10 @@ class RolloutConfig:
     """Make every n-th training step full, which trains and refreshes the heads of answers. 2.5 means two steps of five;
     0 switches it off. Paper: 0; 4 gained 5 points over 10 on answers of unequal length (docs/benchmarks.md)."""
 
+    trunks: int = option(0, at_least(0))
+    """On a question's first visit, generate so many whole answers, and let the rest of the group branch from their
+    heads, in equal parts. 0: the whole group is generated. Paper: 0."""
+
 
 @dataclass
 class RewardConfig:
@@ -99,9 +103,15 @@ class CacheConfig:
 class CreditConfig:
     """Which tokens of a response are trained, and with which advantage."""
 
-    rule: str = option("none", one_of("none", "literal"))
+    rule: str = option("none", one_of("none", "literal", "value", "paid"))
     """`none` trains the suffix alone. `literal` gives the prefix the advantage of its suffix, as the paper's formula
-    does. Paper: literal; it took 1.6 times as long and ended 2 points lower in single runs (docs/ablations.md)."""
+    does. `value` gives a shared prefix what the group behind it earned beyond the question's expected success; `paid`
+    what the group earned. Paper: literal; it took 1.6 times as long and ended 2 points lower in single runs
+    (docs/ablations.md)."""
+
+    min_deviation: float = option(0.15, Range("in (0, 0.5]", lambda value: 0 < value <= 0.5))
+    """Smallest standard deviation that `value` divides by. Questions that are nearly always right, or nearly never,
+    would otherwise give large advantages."""
 
 
 @dataclass
@@ -164,6 +174,12 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         problems.append(
             f"rpo.truncation.min_tokens={truncation.min_tokens}: must be at most rpo.truncation.max_tokens = "
             f"{truncation.max_tokens}"
+        )
+    trunks = rpo.rollout.trunks
+    if trunks and (group_size % trunks or group_size // trunks < 2):
+        problems.append(
+            f"rpo.rollout.trunks={trunks}: must divide actor_rollout_ref.rollout.n = {group_size} into parts of at "
+            "least 2"
         )
     if truncation.min_tokens >= max_response_length:
         problems.append(

@@ -1,5 +1,6 @@
 """RPO around one experience cache: what a group starts from, and what the cache learns from finished groups."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -9,15 +10,19 @@ import numpy as np
 from rpo_verl.question import TokenizerIdentity, question_key
 from rpo_verl.rpo import store
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
-from rpo_verl.rpo.cut import draw_dropped, prefix_length
+from rpo_verl.rpo.credit import WEIGHTED
+from rpo_verl.rpo.cut import draw_share, dropped_tokens, prefix_length
 from rpo_verl.rpo.difficulty import NO_EVIDENCE, Evidence, mean_rate, rate
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import RPOConfig
 from rpo_verl.rpo.selection import choose_response
-from rpo_verl.rpo.start import Kind, Start
+from rpo_verl.rpo.start import NO_LOGPROBS, Kind, Start
 
-Fetch = Callable[[Sequence[str]], Sequence[tuple[np.ndarray, np.ndarray]]]
-"""Names of rows → (question, response) token ids of each."""
+Row = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Token ids of a question and of its response, and the log-probabilities of the response, empty if not recorded."""
+
+Fetch = Callable[[Sequence[str]], Sequence[Row]]
+"""Names of rows → rows."""
 
 
 class PartialRollouts:
@@ -49,6 +54,11 @@ class PartialRollouts:
         cache = self._config.cache
         return {"keep_correct": cache.keep_correct, "max_entries": cache.max_entries, "max_bytes": cache.max_bytes}
 
+    @property
+    def keeps_logprobs(self) -> bool:
+        """Whether the rule of credit needs the log-probabilities of cached answers."""
+        return self._config.credit.rule in WEIGHTED
+
     def plan(self, question_ids: Sequence[int], step: int, group_size: int) -> Start:
         """Decide what a question's group starts from; a function of the cache and of (seed, step, question).
 
@@ -67,22 +77,52 @@ class PartialRollouts:
             return Start(question, kind, group_size, self._max_response_length)
 
         answer = self._cache.get(question)
+        share = draw_share(self._config.truncation, self._config.seed, step, question)
         if answer is None:
-            return full("full", "full")
+            trunks = self._config.rollout.trunks
+            if not trunks:
+                return full("full", "full")
+            self._plans["full"] += 1
+            return Start(question, "trunk", group_size, self._max_response_length, trunks=trunks, share=share)
         every = self._config.rollout.full_rollout_every
         if every and step // every > (step - 1) // every:
             return full("refreshed", "full_step")
         length = len(answer.tokens)
         if length > self._max_response_length:
             return full("refreshed", "too_long")
-        dropped = draw_dropped(length, self._config.truncation, self._config.seed, step, question)
+        dropped = dropped_tokens(length, self._config.truncation, share)
         kept = prefix_length(length, dropped, self._max_response_length)
         if kept == 0:
             return full("refreshed", "whole_cut")
         self._plans["prefixed"] += 1
         room = self._max_response_length - kept
         prefix = answer.tokens[:kept]
-        return Start(question, "prefixed", group_size, room, prefix, length - kept, answer.id, answer.step)
+        return Start(
+            question,
+            "prefixed",
+            group_size,
+            room,
+            prefix,
+            length - kept,
+            answer.id,
+            answer.step,
+            prefix_logprobs=answer.logprobs[:kept],
+        )
+
+    def expected_success(self, group: Group) -> float | None:
+        """V(q): the success of a full rollout, from what was seen of the question before this group.
+
+        A policy that goes wrong at rate `h` a token finishes `l` tokens with probability `exp(-h l)`.
+
+        Args:
+            group: `l` is the mean length of its responses.
+
+        Returns:
+            None before anything was seen.
+        """
+        answer = self._cache.get(group.start.question)
+        rate = self._rate(NO_EVIDENCE if answer is None else answer.evidence)
+        return None if rate is None else math.exp(-rate * float(group.response_tokens.mean()))
 
     def pop_plans(self) -> Counter[str]:
         """Count the plans since the last call by their reason: `full` (nothing cached), `prefixed`, and for the full
@@ -99,7 +139,7 @@ class PartialRollouts:
         Args:
             groups: finished groups, in the order in which the cache is to see them.
             step: the training step.
-            fetch: called once, with a row of every complete group; must return its token ids.
+            fetch: called once, with a row of every complete group; must return what they hold.
 
         Returns:
             Counts of groups: `offered`, of these `greedy`; and what became of them: `stored`, `kept` (the old answer
@@ -117,9 +157,9 @@ class PartialRollouts:
             for group in complete
         ]
         rows = fetch([group.keys[member] for group, (member, _) in zip(complete, choices, strict=True)])
-        for group, (member, greedy), (question, response) in zip(complete, choices, rows, strict=True):
+        for group, (member, greedy), row in zip(complete, choices, rows, strict=True):
             counts["greedy"] += greedy
-            counts[self._learn(group, member, question, response)] += 1
+            counts[self._learn(group, member, row)] += 1
         return counts
 
     def end_step(self, step: int) -> dict[str, float]:
@@ -149,9 +189,9 @@ class PartialRollouts:
         self._cache, manifest = store.load(folder, self._identity, step, **self._bounds)
         return manifest
 
-    def _learn(self, group: Group, member: int, question: np.ndarray, response: np.ndarray) -> str:
+    def _learn(self, group: Group, member: int, row: Row) -> str:
         """Offer one response of a group to the cache; returns what became of it."""
-        start = group.start
+        start, (question, response, logprobs) = group.start, row
         if question_key(question, self._fingerprint) != start.question:
             raise RuntimeError(
                 f"rpo_verl: veRL rolled out {len(question)} question tokens that are not those the question was looked "
@@ -169,7 +209,9 @@ class PartialRollouts:
                 self._cache.drop(start.question)
                 return "dropped"
         before = NO_EVIDENCE if old is None else old.evidence
-        evidence = before.after(group.correct, group.generated, self._rate(before))
+        # Members that branch from a trunk with a mistake in it are wrong, too, and say nothing of their suffixes.
+        seen = slice(1) if group.branched else slice(None)
+        evidence = before.after(group.correct[seen], group.generated[seen], self._rate(before))
         tokens = response[:-1] if len(response) and int(response[-1]) in self._end_ids else response
         answer = CachedAnswer(
             tokens=tokens,
@@ -179,6 +221,7 @@ class PartialRollouts:
             question=question,
             failures=failures,
             evidence=evidence,
+            logprobs=_storable(logprobs[: len(tokens)]) if self.keeps_logprobs else NO_LOGPROBS,
         )
         if self._cache.put(start.question, answer):
             return "stored"
@@ -189,3 +232,10 @@ class PartialRollouts:
         """At which the policy goes wrong on a question, per token; None before it was seen on any."""
         mean = mean_rate(self._cache.evidence)
         return None if mean is None else rate(own, mean)
+
+
+def _storable(logprobs: np.ndarray) -> np.ndarray:
+    """Log-probabilities as float16; none at all where one of them is no number."""
+    if np.isnan(logprobs).any():
+        return NO_LOGPROBS
+    return np.clip(logprobs, np.finfo(np.float16).min, 0).astype(np.float16)

@@ -4,9 +4,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["full", "prefixed", "refreshed"]
+Kind = Literal["full", "prefixed", "refreshed", "trunk"]
 
 NO_TOKENS = np.empty(0, dtype=np.int32)
+#: Of tokens whose log-probabilities nobody recorded.
+NO_LOGPROBS = np.empty(0, dtype=np.float16)
 
 
 class Start:
@@ -18,7 +20,8 @@ class Start:
 
     Attributes:
         question: key of the question.
-        kind: `full`: nothing cached; `prefixed`: a cached prefix; `refreshed`: cached, but a full rollout all the same.
+        kind: `full`: nothing cached; `prefixed`: a cached prefix; `refreshed`: cached, but a full rollout all the same;
+            `trunk`: nothing cached, and the group branches from heads of whole answers of its own.
         group_size: responses the group is to have.
         room: maximum tokens that a member may generate.
         prefix: (p,) int32 token ids that every member starts with; empty for a full rollout.
@@ -27,12 +30,15 @@ class Start:
         source_step: version of the oldest policy that wrote a part of the prefix, as the step after whose update it was
             there; -1 for a full rollout. In synchronous training it is one less than the step of that rollout.
         data_source: veRL's name of the data set that the question is from; empty where rows have none.
+        prefix_logprobs: (p,) float16, of the prefix under the policy that wrote it; empty where they are not known.
+        trunks: whole answers that the group branches from; 0 where it does not.
+        share: in [0, 1), where the draw cuts trunks.
         arrived: whether this copy has been sent to a rollout worker.
     """
 
     __slots__ = (
-        "answer_id", "arrived", "data_source", "dropped", "group_size", "kind", "prefix", "question", "room",
-        "source_step",
+        "answer_id", "arrived", "data_source", "dropped", "group_size", "kind", "prefix", "prefix_logprobs", "question",
+        "room", "share", "source_step", "trunks",
     )  # fmt: skip
 
     def __init__(
@@ -47,12 +53,37 @@ class Start:
         source_step: int = -1,
         arrived: bool = False,
         data_source: str = "",
+        prefix_logprobs: np.ndarray = NO_LOGPROBS,
+        trunks: int = 0,
+        share: float = 0.0,
     ) -> None:
         self.question, self.kind, self.group_size, self.room = question, kind, group_size, room
         self.prefix, self.dropped, self.answer_id, self.source_step = prefix, dropped, answer_id, source_step
         self.arrived, self.data_source = arrived, data_source
+        self.prefix_logprobs, self.trunks, self.share = prefix_logprobs, trunks, share
+
+    @property
+    def branch_size(self) -> int:
+        """Members that share a prefix."""
+        return self.group_size // max(1, self.trunks)
+
+    def branch(self, trunk: np.ndarray, logprobs: np.ndarray, kept: int, step: int) -> "Start":
+        """The start of the members that branch from the first `kept` tokens of a trunk.
+
+        Args:
+            trunk: (l,) int32, the whole answer.
+            logprobs: (l,) float, of its tokens.
+            kept: tokens of its head, at least 0.
+            step: of the policy that wrote it.
+        """
+        return Start(
+            self.question, self.kind, self.branch_size, self.room - kept, trunk[:kept].astype(np.int32),
+            len(trunk) - kept, source_step=step, data_source=self.data_source,
+            prefix_logprobs=logprobs[:kept].astype(np.float16),
+        )  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
-        prefix = NO_TOKENS if self.arrived else self.prefix
+        prefix, logprobs = (NO_TOKENS, NO_LOGPROBS) if self.arrived else (self.prefix, self.prefix_logprobs)
         identity = (self.question, self.kind, self.group_size, self.room)
-        return Start, (*identity, prefix, self.dropped, self.answer_id, self.source_step, True, self.data_source)
+        source = (prefix, self.dropped, self.answer_id, self.source_step)
+        return Start, (*identity, *source, True, self.data_source, logprobs, self.trunks, self.share)

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from rpo_verl.question import KEY_BYTES, TokenizerIdentity, question_key
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
 from rpo_verl.rpo.difficulty import Evidence
+from rpo_verl.rpo.start import NO_LOGPROBS
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ENTRIES, MANIFEST = "cache.parquet", "manifest.json"
 SCHEMA = pa.schema(
     [
@@ -32,10 +33,13 @@ SCHEMA = pa.schema(
         pa.field("failures", pa.int32(), nullable=False),
         pa.field("wrong_seen", pa.float64(), nullable=False),
         pa.field("tokens_seen", pa.float64(), nullable=False),
+        pa.field("logprobs", pa.list_(pa.field("item", pa.float16(), nullable=False)), nullable=False),
     ]
 )
-#: Columns since version 2; in older stores no question has any evidence.
+#: Columns that older stores lack, and the version that has them first. Without them there is no evidence of a question,
+#: and nobody knows the log-probabilities of its answer.
 EVIDENCE = ("wrong_seen", "tokens_seen")
+SINCE = {"wrong_seen": 2, "tokens_seen": 2, "logprobs": 3}
 ROWS_AT_A_TIME = 4096
 READ_BYTES = 1 << 20
 #: What pyarrow raises on damaged files whose checksum is right, its own exceptions and others.
@@ -255,7 +259,7 @@ def _read(folder: Path, manifest: Manifest) -> Iterable[tuple[bytes, CachedAnswe
 
 
 def _schema(version: int) -> pa.Schema:
-    return SCHEMA if version >= 2 else pa.schema([field for field in SCHEMA if field.name not in EVIDENCE])
+    return pa.schema([field for field in SCHEMA if SINCE.get(field.name, 1) <= version])
 
 
 def _is_sound(key: bytes, answer: CachedAnswer, fingerprint: bytes) -> bool:
@@ -265,6 +269,8 @@ def _is_sound(key: bytes, answer: CachedAnswer, fingerprint: bytes) -> bool:
         and 0 <= answer.evidence.wrong < math.inf
         and 0 <= answer.evidence.tokens < math.inf
         and (not len(answer.tokens) or int(answer.tokens.min()) >= 0)
+        and len(answer.logprobs) in (0, len(answer.tokens))
+        and bool((answer.logprobs <= 0).all())
     )
 
 
@@ -272,31 +278,37 @@ def _to_batch(rows: Iterable[tuple[bytes, CachedAnswer]]) -> pa.RecordBatch:
     keys, answers = zip(*rows, strict=True)
     columns = [
         pa.array(keys, SCHEMA.field("key").type),
-        _lists([answer.question for answer in answers]),
-        _lists([answer.tokens for answer in answers]),
+        _lists([answer.question for answer in answers], "question_ids"),
+        _lists([answer.tokens for answer in answers], "answer_ids"),
         pa.array([answer.reward for answer in answers], pa.float64()),
         pa.array([answer.correct for answer in answers], pa.bool_()),
         pa.array([answer.step for answer in answers], pa.int32()),
         pa.array([answer.failures for answer in answers], pa.int32()),
         pa.array([answer.evidence.wrong for answer in answers], pa.float64()),
         pa.array([answer.evidence.tokens for answer in answers], pa.float64()),
+        _lists([answer.logprobs for answer in answers], "logprobs"),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
-def _lists(arrays: list[np.ndarray]) -> pa.ListArray:
+def _lists(arrays: list[np.ndarray], column: str) -> pa.ListArray:
+    kind = SCHEMA.field(column).type
     offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
-    values = pa.array(np.concatenate(arrays), pa.int32())
-    return pa.ListArray.from_arrays(offsets, values, type=SCHEMA.field("answer_ids").type)
+    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(arrays), kind.value_type), type=kind)
 
 
 def _from_batch(batch: pa.RecordBatch) -> Iterable[tuple[bytes, CachedAnswer]]:
     columns: dict[str, Any] = dict(zip(batch.schema.names, batch.columns, strict=True))
     questions, answers = (_arrays(columns[name]) for name in ("question_ids", "answer_ids"))
-    names = ("key", "reward", "correct", "step", "failures", *(name for name in EVIDENCE if name in columns))
-    scalars = (columns[name].to_pylist() for name in names)
-    for question, answer, key, reward, correct, step, failures, *seen in zip(questions, answers, *scalars, strict=True):
-        yield key, CachedAnswer(answer, correct, reward, step, question, failures, Evidence(*seen))
+    rows = len(questions)
+    logprobs = _arrays(columns["logprobs"]) if "logprobs" in columns else [NO_LOGPROBS] * rows
+    known = [columns[name].to_pylist() for name in EVIDENCE if name in columns]
+    seen = zip(*known, strict=True) if known else [()] * rows
+    scalars = (columns[name].to_pylist() for name in ("key", "correct", "reward", "step", "failures"))
+    for question, answer, of_answer, evidence, key, correct, reward, step, failures in zip(
+        questions, answers, logprobs, seen, *scalars, strict=True
+    ):
+        yield key, CachedAnswer(answer, correct, reward, step, question, failures, Evidence(*evidence), of_answer)
 
 
 def _arrays(column: pa.ListArray) -> list[np.ndarray]:

@@ -58,6 +58,11 @@ def session_of(key: str) -> str:
     return key.rsplit("_", 1)[0]
 
 
+def member_of(key: str) -> int:
+    """Number of a rollout among those of its prompt, in a row's key."""
+    return int(key.rsplit("_", 2)[1])
+
+
 def final_rows(keys: Sequence[str]) -> np.ndarray:
     """For every row, the one that holds the last output of its session: agent loops may return several.
 

@@ -15,7 +15,7 @@ from verl.utils.torch_functional import get_cosine_schedule_with_warmup
 from benchmarks import lanes
 from benchmarks.lab import __main__ as command
 from benchmarks.lab import batches, options, runs, suites
-from benchmarks.lab.advantages import as_batch, estimate, give_credit, imitate
+from benchmarks.lab.advantages import as_batch, estimate, give_credit, imitate, truncate_weights
 from benchmarks.lab.batches import collect
 from benchmarks.lab.groups import observe, plan_starts, roll_out
 from benchmarks.lab.policy import Policy
@@ -26,7 +26,7 @@ from benchmarks.lab.update import UpdateOptions, Updater, learning_rate_factor
 from benchmarks.tiny import CHECKPOINT, ROOT, task, write_questions
 from rpo_verl.config import ConfigError
 from rpo_verl.question import TokenizerIdentity
-from rpo_verl.rpo.options import RewardConfig, RolloutConfig, RPOConfig, TruncationConfig
+from rpo_verl.rpo.options import CreditConfig, RewardConfig, RolloutConfig, RPOConfig, TruncationConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
 from rpo_verl.rpo.start import Start
 
@@ -50,6 +50,9 @@ def tokenizer():
 @pytest.fixture
 def policy():
     return Policy.load(CHECKPOINT)
+
+
+UNSHAPED = RPOConfig(reward=RewardConfig(shaping=False))
 
 
 def question(number=0):
@@ -76,8 +79,8 @@ def first_token(_, response):
 def groups_of(rollouts, step, *continuations, questions=1, group_size=2, shaping=False):
     asked = [question(number) for number in range(questions)]
     starts = plan_starts(rollouts, asked, step, group_size, room=10)
-    shape = RewardConfig(shaping=shaping)
-    return roll_out(asked, starts, step, writing(*continuations), first_token, shape)
+    options = RPOConfig(reward=RewardConfig(shaping=shaping))
+    return roll_out(asked, starts, step, writing(*continuations), first_token, options)
 
 
 def cached(**truncation):
@@ -163,7 +166,7 @@ def group(signal, number=0, prefixed=False):
     start = Start(b"q", "prefixed" if prefixed else "full", 2, 9, np.array([9], np.int32) if prefixed else Start(
         b"", "full", 2, 9).prefix)  # fmt: skip
     rewarded = (lambda _, response: (float(response[-2] == 9),) * 2) if prefixed else first_token
-    (found,) = roll_out([question(number)], [start], 1, writing(*members), rewarded, RewardConfig(shaping=False))
+    (found,) = roll_out([question(number)], [start], 1, writing(*members), rewarded, UNSHAPED)
     assert found.group.has_signal == signal
     return found
 
@@ -261,17 +264,71 @@ def test_credit_of_prefixes(rule):
     rollouts = cached()
     rewarded = lambda _, response: (float(len(response) > 4),) * 2  # noqa: E731
     starts = plan_starts(rollouts, [question()], 2, 2, 10)
-    found = roll_out([question()], starts, 2, writing([5, 6, END], [2, END]), rewarded, RewardConfig(shaping=False))
+    found = roll_out([question()], starts, 2, writing([5, 6, END], [2, END]), rewarded, UNSHAPED)
     batch = as_batch(found)
     estimate(found, batch, "grpo")
     own = float(batch.advantages[0, 2])
     assert own > 0 and not batch.advantages[:, :2].any()
-    give_credit(found, batch, rule)
+    give_credit(found, batch, CreditConfig(rule=rule), rollouts.expected_success)
     # Nine tokens, four of them reused.
     expected = own * 5 / 9 if rule == "none" else own
     assert batch.advantages[0, 2:].tolist() == pytest.approx([expected] * 3)
     assert batch.advantages[0, :2].tolist() == ([0, 0] if rule == "none" else pytest.approx([expected] * 2))
     assert batch.mask.sum().item() == (5 if rule == "none" else 9)
+
+
+def branched(*continuations, rule="paid"):
+    """A first visit of four members: two trunks of five tokens, cut behind their second, and a branch of each."""
+    config = RPOConfig(
+        truncation=TruncationConfig(max_tokens=2, min_tokens=2),
+        rollout=RolloutConfig(trunks=2, full_rollout_every=0),
+        reward=RewardConfig(shaping=False),
+        credit=CreditConfig(rule=rule),
+    )
+    rollouts = PartialRollouts(config, 10, IDENTITY, {END})
+    starts = plan_starts(rollouts, [question()], 1, 4, 10)
+    return rollouts, roll_out([question()], starts, 1, writing(*continuations), first_token, config)
+
+
+TRUNKS = ([9, 3, 4, 2, END], [8, 3, 4, 2, END])
+
+
+def test_the_trunk_is_the_first_member_of_its_branch():
+    rollouts, found = branched(*TRUNKS, [5, END], [6, 7, END])
+    assert [[response.tolist() for response in one.responses] for one in found] == [
+        [[9, 3, 4, 2, END], [9, 3, 5, END]],
+        [[8, 3, 4, 2, END], [8, 3, 6, 7, END]],
+    ]
+    assert [one.group.generated.tolist() for one in found] == [[5, 2], [5, 3]], "the head of a trunk is generated once"
+    assert [one.log_probs[1].tolist() for one in found] == [[-1] * 4, [-1] * 5]
+    assert [one.group.correct.tolist() for one in found] == [[True, True], [False, False]]
+    observe(rollouts, found, 1)
+    (again,) = plan_starts(rollouts, [question()], 2, 4, 10)
+    assert again.kind == "prefixed" and again.prefix[0] == 9 and again.prefix_logprobs[0] == -1
+
+
+def test_the_head_of_a_right_trunk_is_paid_once_and_that_of_a_wrong_one_is_not():
+    rollouts, found = branched(*TRUNKS, [5, END], [6, 7, END])
+    batch = as_batch(found)
+    estimate(found, batch, "grpo")
+    assert give_credit(found, batch, CreditConfig(rule="paid"), rollouts.expected_success) == [1.0]
+    # Of 19 tokens the loss covers 11 suffix tokens and two of the head, which stands for two members.
+    factor = 13 / 19
+    carrier = 1  # the shorter one
+    assert batch.advantages[carrier, :2].tolist() == pytest.approx([2 * factor] * 2)
+    assert batch.advantages.count_nonzero() == 2
+
+
+def test_weights_of_reused_tokens_are_cut_instead_of_clipped():
+    rollouts, found = branched(*TRUNKS, [5, END], [6, 7, END])
+    batch = as_batch(found)
+    estimate(found, batch, "grpo")
+    give_credit(found, batch, CreditConfig(rule="paid"), rollouts.expected_success)
+    batch.old_log_probs = torch.full_like(batch.then_log_probs, -0.5)
+    batch.old_log_probs[1, 0] = -3.0
+    truncate_weights(found, batch, 1.0)
+    assert batch.weights[1, :2].tolist() == pytest.approx([np.exp(-2.0), 1.0])
+    assert (batch.weights[:, 2:] == 1).all() and (batch.weights[0] == 1).all()
 
 
 # Update
@@ -284,7 +341,7 @@ def two_groups(policy):
     starts = plan_starts(None, asked, 1, 2, 40)
     written = writing([*tokens, END], tokens[:9], tokens[:6], tokens[:4])
     long_is_right = lambda _, response: (float(len(response) > 10),) * 2  # noqa: E731
-    found = roll_out(asked, starts, 1, written, long_is_right, RewardConfig(shaping=False))
+    found = roll_out(asked, starts, 1, written, long_is_right, UNSHAPED)
     batch = as_batch(found)
     estimate(found, batch, "grpo")
     # As if the policy of the update had written them.

@@ -40,7 +40,7 @@ class Queue:
         self.groups = groups
 
     def read(self, buffer, partition_id, uids):
-        return {uid: group(uid, *self.groups[uid][:2]) for uid in sorted(uids & self.groups.keys())}
+        return {uid: [group(uid, *self.groups[uid][:2])] for uid in sorted(uids & self.groups.keys())}
 
 
 @pytest.fixture(params=[ReplayBuffer, ReplayBufferAsync])
@@ -126,8 +126,16 @@ def test_a_group_of_one_is_not_discarded(make_buffer, monkeypatch):
     buffer = make_buffer(queue, filter_at_most=None)
     alone = group("a", "prefixed", FLAT)
     alone = replace(alone, keys=alone.keys[:1], rewards=alone.rewards[:1], shaped=alone.shaped[:1])
-    monkeypatch.setattr(buffer, "_read", lambda partition_id, uids: {"a": alone} if uids else {})
+    monkeypatch.setattr(buffer, "_read", lambda partition_id, uids: {"a": [alone]} if uids else {})
     assert leave_out(buffer, 1) == []
+
+
+def test_a_group_is_discarded_only_if_no_branch_has_a_signal(make_buffer, monkeypatch):
+    queue = Queue(a=("prefixed", FLAT, 1), b=("prefixed", FLAT, 1))
+    buffer = make_buffer(queue, filter_at_most=None)
+    found = {"a": [group("a", "trunk", FLAT), group("a", "trunk", TOLD_APART)], "b": [group("b", "trunk", FLAT)] * 2}
+    monkeypatch.setattr(buffer, "_read", lambda partition_id, uids: {uid: found[uid] for uid in uids})
+    assert leave_out(buffer, 1) == ["b"]
 
 
 def test_groups_that_rpo_passed_through_keep_verls_rule(make_buffer):
@@ -183,7 +191,7 @@ def test_groups_are_read_by_the_prompts_of_their_rows(monkeypatch):
     def read_groups(keys, tags, partition_id, reward, scale):
         assert scale is None
         asked.append((keys, tags, partition_id, reward))
-        return [group("u_1", "full", FLAT)]
+        return [group("u_1", "full", FLAT), group("u_1", "full", TOLD_APART)]
 
     monkeypatch.setattr(group_filter, "read_groups", read_groups)
     buffer = object.__new__(ReplayBuffer)
@@ -191,4 +199,4 @@ def test_groups_are_read_by_the_prompts_of_their_rows(monkeypatch):
     buffer.partitions = {"train": {"u_1_0_0": {"n": 0}, "other_0_0": {"n": 1}, "u_1_1_0": {"n": 2}}}
     found = buffer._read("train", {"u_1"})
     assert asked == [(["u_1_0_0", "u_1_1_0"], [{"n": 0}, {"n": 2}], "train", buffer._rpo_reward)]
-    assert found.keys() == {"u_1"}
+    assert found.keys() == {"u_1"} and len(found["u_1"]) == 2, "the branches of a group stay together"

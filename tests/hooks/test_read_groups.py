@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rpo_verl.rpo.hooks.groups import fetch_tokens, read_groups
+from rpo_verl.rpo.hooks.groups import fetch_rows, read_groups
 from rpo_verl.rpo.options import RewardConfig
 from rpo_verl.rpo.scale import RewardScale
 from rpo_verl.rpo.start import Start
@@ -30,6 +30,7 @@ class Rows:
             "rm_scores": scores,
             "prompts": torch.tensor([1, 2]),
             "responses": torch.arange(tokens),
+            "rollout_log_probs": -1.0 - torch.arange(tokens),
         }
         self.tags[key] = {"response_len": tokens, "min_global_steps": oldest, **tag}
         return self
@@ -121,14 +122,16 @@ def test_a_reward_that_is_not_finite_makes_a_group_incomplete(rows):
     assert not group.correct[0]
 
 
-def test_tokens_are_fetched_as_int32(rows):
+def test_rows_are_fetched_with_log_probabilities_if_asked_for(rows):
     rows.add("u_0_0", FIRST, 1.0, tokens=3).add("u_1_0", FIRST, 1.0, tokens=1)
-    found = fetch_tokens("train")(["u_1_0", "u_0_0"])
-    assert [(question.tolist(), response.tolist()) for question, response in found] == [
-        ([1, 2], [0]),
-        ([1, 2], [0, 1, 2]),
-    ]
-    assert {array.dtype for row in found for array in row} == {np.dtype(np.int32)}
+    for asked_for, expected in ((False, [[], []]), (True, [[-1], [-1, -2, -3]])):
+        found = fetch_rows("train", asked_for)(["u_1_0", "u_0_0"])
+        assert [(question.tolist(), response.tolist()) for question, response, _ in found] == [
+            ([1, 2], [0]),
+            ([1, 2], [0, 1, 2]),
+        ]
+        assert [logprobs.tolist() for *_, logprobs in found] == expected
+        assert [[array.dtype for array in row] for row in found] == [[np.int32, np.int32, np.float16]] * 2
 
 
 def test_the_scale_of_the_data_source_raises_the_bar(rows):

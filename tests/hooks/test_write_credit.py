@@ -7,12 +7,17 @@ from verl.trainer.ppo.core_algos import agg_loss
 
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.hooks.credit import write_credit
+from rpo_verl.rpo.options import CreditConfig
 from rpo_verl.rpo.start import Start
 from rpo_verl.upstream import queue
 
 MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
 #: Two groups: from a prefix of four tokens, and full; whole lengths, and the estimator's advantages.
 PREFIX, LENGTHS, ADVANTAGES = [4, 4, 0, 0], [8, 6, 5, 5], [0.7, -0.7, 0.5, -0.5]
+
+
+def credited(keys, groups, rule, mode, expected=None):
+    return write_credit(keys, "train", groups, CreditConfig(rule=rule), mode, lambda group: expected)
 
 
 class Table:
@@ -98,7 +103,7 @@ def test_the_loss_divides_by_whole_responses(make_table, mode):
         "seq-mean-token-mean": (plain / torch.tensor(LENGTHS)).mean(),
         "seq-mean-token-sum": plain.mean(),
     }[mode]
-    write_credit(table.keys, "train", table.groups(), "none", mode)
+    credited(table.keys, table.groups(), "none", mode)
     loss = agg_loss(table.padded("advantages"), table.padded("response_mask"), mode)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert len(table.written) == (0 if mode == "seq-mean-token-sum" else 1)
@@ -111,7 +116,7 @@ def test_the_loss_divides_by_whole_responses(make_table, mode):
 def test_by_literal_the_loss_covers_whole_responses(make_table, mode):
     table = make_table()
     before = copy(table)
-    write_credit(table.keys, "train", table.groups(), "literal", mode)
+    credited(table.keys, table.groups(), "literal", mode)
     # With the prefix in the loss nothing is left to scale, and full rollouts stay as they were.
     assert table.written == [(["a_0_0", "a_1_0"], {"advantages", "returns", "response_mask", "loss_mask"})]
     for row, key in enumerate(table.keys[:2]):
@@ -134,7 +139,7 @@ def test_by_literal_the_loss_covers_whole_responses(make_table, mode):
 
 def test_by_literal_tokens_of_a_tool_stay_out_of_the_loss(make_table):
     table = make_table([1, 1], [4, 4], [0.5, -0.5], masks=[[0, 1, 0, 1], [0, 1, 1, 1]])
-    write_credit(table.keys, "train", table.groups("a"), "literal", "token-mean")
+    credited(table.keys, table.groups("a"), "literal", "token-mean")
     assert table.columns["response_mask"]["a_0_0"].tolist() == [1, 1, 0, 1]
     assert table.columns["advantages"]["a_0_0"].tolist() == [0.5, 0.5, 0.0, 0.5]
 
@@ -144,7 +149,7 @@ def test_by_literal_tokens_of_a_tool_stay_out_of_the_loss(make_table):
 def test_without_prefixes_nothing_is_written(make_table, rule, mode):
     table = make_table(prefix=[0] * 4)
     before = copy(table)
-    write_credit(table.keys, "train", table.groups(), rule, mode)
+    credited(table.keys, table.groups(), rule, mode)
     assert table.written == []
     assert all(torch.equal(row, before[name][key]) for name, rows in table.columns.items() for key, row in rows.items())
 
@@ -153,17 +158,17 @@ def test_without_prefixes_nothing_is_written(make_table, rule, mode):
 def test_rows_passed_through_have_no_prefix_of_ours(make_table, rule):
     """Their masks, with the tokens of a tool in front, are their agent's."""
     table = make_table()
-    write_credit(table.keys, "train", [], rule, "seq-mean-token-mean")
+    credited(table.keys, [], rule, "seq-mean-token-mean")
     assert table.written == []
 
 
 def test_rows_passed_through_share_the_mean_over_tokens(make_table):
     table = make_table(prefix=[4, 4, 0, 0], lengths=[8, 6, 5, 5])
-    write_credit(table.keys, "train", table.groups("a"), "none", "token-mean")
+    credited(table.keys, table.groups("a"), "none", "token-mean")
     # 16 of 24 tokens are trained.
     assert table.columns["advantages"]["b_0_0"].tolist() == pytest.approx([0.5 * 16 / 24] * 5)
     table = make_table()
-    write_credit(table.keys, "train", table.groups("a"), "literal", "token-mean")
+    credited(table.keys, table.groups("a"), "literal", "token-mean")
     assert table.columns["response_mask"]["b_0_0"].tolist() == [1] * 5
     assert table.columns["advantages"]["b_0_0"].tolist() == pytest.approx([0.5] * 5)
 
@@ -172,15 +177,15 @@ def test_rows_passed_through_share_the_mean_over_tokens(make_table):
 @pytest.mark.parametrize("mode", MODES)
 def test_advantages_come_back_as_the_estimator_computed_them(make_table, rule, mode):
     table = make_table()
-    estimated = write_credit(table.keys, "train", table.groups(), rule, mode)
+    estimated = credited(table.keys, table.groups(), rule, mode)
     assert estimated == pytest.approx(dict(zip(table.keys, ADVANTAGES, strict=True)))
     table = make_table()
-    assert list(write_credit(table.keys, "train", table.groups("b"), rule, mode)) == ["b_0_0", "b_1_0"]
+    assert list(credited(table.keys, table.groups("b"), rule, mode)) == ["b_0_0", "b_1_0"]
 
 
 def test_what_was_read_is_not_changed_in_place(make_table):
     table = make_table()
     read = {key: table.columns["advantages"][key] for key in table.keys}
     before = {key: row.clone() for key, row in read.items()}
-    write_credit(table.keys, "train", table.groups(), "literal", "token-mean")
+    credited(table.keys, table.groups(), "literal", "token-mean")
     assert all(torch.equal(read[key], before[key]) for key in table.keys)

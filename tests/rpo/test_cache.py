@@ -10,15 +10,22 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from rpo_verl.rpo.cache import ENTRY_BYTES, TOKEN_BYTES, CachedAnswer, ExperienceCache
+from rpo_verl.rpo.cache import ENTRY_BYTES, LOGPROB_BYTES, TOKEN_BYTES, CachedAnswer, ExperienceCache
 from rpo_verl.rpo.difficulty import UNIT, Evidence
 
 KEYS = st.integers(0, 7).map(lambda i: bytes([i]) * 16)
 AMOUNTS = st.integers(0, 2**30).map(lambda units: units * UNIT)
 EVIDENCE = st.builds(Evidence, AMOUNTS, AMOUNTS)
 ANSWERS = st.builds(
-    lambda tokens, question, correct, reward, step, failures, evidence: CachedAnswer(
-        np.array(tokens, dtype=np.int32), correct, reward, step, np.array(question, dtype=np.int32), failures, evidence
+    lambda tokens, question, correct, reward, step, failures, evidence, known: CachedAnswer(
+        np.array(tokens, dtype=np.int32),
+        correct,
+        reward,
+        step,
+        np.array(question, dtype=np.int32),
+        failures,
+        evidence,
+        np.array([-1 / (1 + i) for i in range(len(tokens))] if known else [], dtype=np.float16),
     ),
     st.lists(st.integers(0, 2**31 - 1), max_size=6),
     st.lists(st.integers(0, 2**31 - 1), max_size=3),
@@ -27,6 +34,7 @@ ANSWERS = st.builds(
     st.integers(-1, 10_000),
     st.integers(0, 3),
     EVIDENCE,
+    st.booleans(),
 )
 
 
@@ -34,6 +42,7 @@ def same(a: CachedAnswer, b: CachedAnswer) -> bool:
     return (
         a.tokens.tolist() == b.tokens.tolist()
         and a.question.tolist() == b.question.tolist()
+        and a.logprobs.tolist() == b.logprobs.tolist()
         and (a.correct, a.reward, a.step) == (b.correct, b.reward, b.step)
         and (a.failures, a.evidence) == (b.failures, b.evidence)
     )
@@ -49,7 +58,10 @@ class CacheMachine(RuleBasedStateMachine):
         self.evictions = 0
 
     def model_bytes(self):
-        return sum(TOKEN_BYTES * (len(a.tokens) + len(a.question)) + ENTRY_BYTES for a in self.model.values())
+        return sum(
+            TOKEN_BYTES * (len(a.tokens) + len(a.question)) + LOGPROB_BYTES * len(a.logprobs) + ENTRY_BYTES
+            for a in self.model.values()
+        )
 
     @rule(key=KEYS, answer=ANSWERS)
     def put(self, key, answer):

@@ -17,6 +17,7 @@ RANGES = {
     "rpo.truncation.distribution": (["uniform", "log_uniform"], ["normal", ""]),
     "rpo.truncation.draw_per": (["step", "question"], ["batch"]),
     "rpo.rollout.full_rollout_every": ([0, 1, 1.5, 100], [-1, 0.5]),
+    "rpo.rollout.trunks": ([0, 4], [-1]),
     "rpo.reward.alpha": ([0, 10.0], [-0.1]),
     "rpo.reward.lo": ([0, 1], [-0.01, 1.5]),
     "rpo.reward.filter_at_most": ([0, 0.25, 3.0], [-0.1]),
@@ -25,7 +26,8 @@ RANGES = {
     "rpo.cache.max_failures": ([1], [0, -1]),
     "rpo.cache.max_entries": ([1], [0]),
     "rpo.cache.max_bytes": ([300], [0, 299]),
-    "rpo.credit.rule": (["none", "literal"], ["whole"]),
+    "rpo.credit.rule": (["none", "literal", "value", "paid"], ["whole"]),
+    "rpo.credit.min_deviation": ([0.01, 0.5], [0.0, 0.6]),
     "lean.poll_interval_s": ([0.001, 2.0], [0, -1.0]),
 }
 SECTIONS = {"rpo": RPOConfig, "lean": LeanConfig}

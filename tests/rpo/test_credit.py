@@ -1,10 +1,15 @@
 """Which tokens are trained, and the mean over whole responses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from verl.trainer.ppo.core_algos import agg_loss
 
 from rpo_verl.rpo.credit import credit, response_mean_weights
 from rpo_verl.rpo.group import Group
+from rpo_verl.rpo.options import CreditConfig
 from rpo_verl.rpo.start import Start
 
 
@@ -27,21 +32,77 @@ ADVANTAGES = np.array([0.5, -0.5])
 
 
 def test_by_none_the_suffix_alone_is_trained():
-    assert credit(group([7, 7]), ADVANTAGES, "none") == [[], []]
+    assert credit(group([7, 7]), ADVANTAGES, CreditConfig(rule="none"), "token-mean") == [[], []]
 
 
 def test_by_literal_a_prefix_has_the_advantage_of_its_suffix():
-    assert credit(group([7, 7]), ADVANTAGES, "literal") == [[(0, 7, 0.5)], [(0, 7, -0.5)]]
+    assert credit(group([7, 7]), ADVANTAGES, CreditConfig(rule="literal"), "token-mean") == [
+        [(0, 7, 0.5)],
+        [(0, 7, -0.5)],
+    ]
 
 
 def test_without_a_prefix_there_is_nothing_to_credit():
-    assert credit(group([0, 0], "full"), ADVANTAGES, "literal") == [[], []]
+    assert credit(group([0, 0], "full"), ADVANTAGES, CreditConfig(rule="literal"), "token-mean") == [[], []]
+
+
+def of_lengths(correct, lengths, prefix=4):
+    return replace(group([prefix] * len(correct)), correct=np.array(correct), response_tokens=np.array(lengths))
+
+
+NO_SIGNAL = np.zeros(4)
+
+
+def test_a_paid_prefix_has_the_share_of_correct_responses_behind_it():
+    found = credit(of_lengths([1, 1, 1, 0], [9, 8, 7, 9]), NO_SIGNAL, CreditConfig(rule="paid"), "token-mean")
+    assert found == [[], [], [(0, 4, 4 * 0.75)], []], "the shortest member carries it for all four"
+
+
+def test_a_member_that_is_updated_anyway_carries_the_credit():
+    advantages = np.array([0.0, 0.4, 0.0, -1.2])
+    found = credit(of_lengths([1, 1, 1, 0], [9, 9, 7, 8]), advantages, CreditConfig(rule="paid"), "token-mean")
+    assert [len(row) for row in found] == [0, 0, 0, 1]
+
+
+def test_by_value_a_prefix_has_what_its_group_earned_beyond_the_promise():
+    value = CreditConfig(rule="value")
+    of = of_lengths([1, 1, 1, 0], [8] * 4)
+    for expected, advantage in ((0.75, 0.0), (0.5, 0.25 / 0.5), (0.9, -0.15 / 0.3), (0.999, -0.249 / 0.15)):
+        found = credit(of, NO_SIGNAL, value, "token-mean", expected)
+        assert [span[2] / 4 for row in found for span in row] == ([pytest.approx(advantage)] if advantage else [])
+    assert credit(of, NO_SIGNAL, value, "token-mean", None) == [[]] * 4, "nothing is known of the question"
+
+
+@pytest.mark.parametrize("rule", ["value", "paid"])
+def test_a_full_rollout_has_no_credit(rule):
+    assert credit(group([0, 0], "full"), ADVANTAGES, CreditConfig(rule=rule), "token-mean", 0.5) == [[], []]
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
+def test_one_member_carries_what_all_of_them_would_add_to_the_loss(mode):
+    """veRL's loss aggregation, with a loss per token that is the same function of the token for all members."""
+    of = of_lengths([1, 0, 1, 1], [9, 6, 8, 7])
+    per_token = torch.linspace(1, 2, 9)
+    (start, stop, advantage), carrier = next(
+        (row[0], i) for i, row in enumerate(credit(of, NO_SIGNAL, CreditConfig(rule="paid"), mode)) if row
+    )
+    whole = (torch.arange(9) < torch.tensor(of.response_tokens)[:, None]).float()
+    suffix = whole * (torch.arange(9) >= 4)
+
+    def loss(advantages, mask):
+        weights = torch.tensor(response_mean_weights(mask.sum(1).numpy(), (whole - mask).sum(1).numpy(), mode))
+        return agg_loss(weights[:, None] * advantages * per_token, mask, mode).item()
+
+    on_all = loss(whole * 0.75 * (torch.arange(9) < 4), whole)
+    on_one, mask = torch.zeros(4, 9), suffix.clone()
+    on_one[carrier, start:stop], mask[carrier, start:stop] = advantage, 1
+    assert loss(on_one, mask) == pytest.approx(on_all)
 
 
 @pytest.mark.parametrize("rule", ["none", "literal"])
 def test_spans_are_disjoint_and_within_the_response(rule):
     of = group([7, 0])
-    for member, spans in enumerate(credit(of, ADVANTAGES, rule)):
+    for member, spans in enumerate(credit(of, ADVANTAGES, CreditConfig(rule=rule), "token-mean")):
         covered = [i for start, stop, _ in spans for i in range(start, stop)]
         assert len(covered) == len(set(covered))
         assert all(0 <= i < of.prefix_tokens[member] for i in covered)

@@ -1,5 +1,6 @@
 """The plan of a group and the update of the cache, step by step."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +10,9 @@ from rpo_verl.question import TokenizerIdentity, question_key
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
 from rpo_verl.rpo.difficulty import Evidence
 from rpo_verl.rpo.group import Group
-from rpo_verl.rpo.options import CacheConfig, RolloutConfig, RPOConfig, TruncationConfig
+from rpo_verl.rpo.options import CacheConfig, CreditConfig, RolloutConfig, RPOConfig, TruncationConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
-from rpo_verl.rpo.start import Start
+from rpo_verl.rpo.start import NO_LOGPROBS, Start
 
 IDENTITY = TokenizerIdentity("test", "vocabulary", "template")
 QUESTION = [1, 2, 3]
@@ -60,7 +61,11 @@ def observe(rpo, step, start, members, shaped=None, question=QUESTION):
 
     def fetch(keys):
         chosen = [members[int(key.split("_")[1])] for key in keys]
-        return [(np.array(question, np.int32), np.append(member.tokens, np.int32(END))) for member in chosen]
+        rows = []
+        for member in chosen:
+            logprobs = np.append(member.logprobs, np.float16(-1)) if len(member.logprobs) else NO_LOGPROBS
+            rows.append((np.array(question, np.int32), np.append(member.tokens, np.int32(END)), logprobs))
+        return rows
 
     return rpo.observe([group_of(start, members, shaped)], step, fetch)
 
@@ -98,6 +103,59 @@ def test_answers_with_nothing_to_keep_get_a_full_rollout(length):
     put(rpo, answer(length))
     start = plan(rpo, 1)
     assert (start.kind, len(start.prefix), start.room) == ("refreshed", 0, 100)
+
+
+def test_log_probabilities_are_kept_and_cut_with_the_answer():
+    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0), credit=CreditConfig(rule="paid"))
+    logprobs = np.linspace(-3, 0, 39).astype(np.float16)
+    observe(rpo, 1, plan(rpo, 1), [replace(answer(39), logprobs=logprobs)])
+    assert cached(rpo).logprobs.tolist() == logprobs.tolist(), "without that of the end token"
+    start = plan(rpo, 2)
+    assert start.prefix_logprobs.tolist() == logprobs[: len(start.prefix)].tolist()
+
+
+def test_without_a_rule_that_needs_them_log_probabilities_are_not_kept():
+    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
+    observe(rpo, 1, plan(rpo, 1), [replace(answer(3), logprobs=np.full(3, -1, np.float16))])
+    assert len(cached(rpo).tokens) == 3 and not len(cached(rpo).logprobs)
+
+
+def test_log_probabilities_that_are_no_numbers_are_not_kept():
+    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0), credit=CreditConfig(rule="paid"))
+    observe(rpo, 1, plan(rpo, 1), [replace(answer(3), logprobs=np.array([-1, np.nan, -1], np.float16))])
+    assert len(cached(rpo).tokens) == 3 and not len(cached(rpo).logprobs)
+
+
+def test_log_probabilities_are_finite_and_no_more_than_zero():
+    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0), credit=CreditConfig(rule="paid"))
+    observe(rpo, 1, plan(rpo, 1), [replace(answer(3), logprobs=np.array([-np.inf, 1e-6, -1], np.float16))])
+    assert cached(rpo).logprobs.tolist() == [-65504.0, 0.0, -1.0]
+
+
+def test_a_first_visit_may_branch_from_trunks():
+    rpo = rollouts(rollout=RolloutConfig(trunks=2, full_rollout_every=0), truncation=TruncationConfig(max_fraction=0.5))
+    start = plan(rpo, 1, 8)
+    assert (start.kind, start.trunks, start.branch_size, start.group_size, len(start.prefix)) == ("trunk", 2, 4, 8, 0)
+    branch = start.branch(answer(39).tokens, np.full(39, -0.5), 30, 1)
+    assert (branch.kind, branch.trunks, branch.group_size, branch.room) == ("trunk", 0, 4, 70)
+    assert (branch.prefix.tolist(), branch.dropped, branch.source_step) == (list(range(30)), 9, 1)
+    assert branch.prefix_logprobs.tolist() == [-0.5] * 30
+    observe(rpo, 1, branch, [answer(39), *[answer(39, correct=False)] * 3], [1.0, 0, 0, 0])
+    # The trunk was right with all of its tokens; its branches say nothing.
+    assert cached(rpo).evidence == Evidence(0, 40)
+    assert plan(rpo, 2, 8).kind == "prefixed", "a second visit starts from the cache"
+
+
+def test_expected_success_falls_with_length_and_with_what_went_wrong():
+    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0, max_failures=None))
+    start = plan(rpo, 1, 2)
+    short, long = (group_of(start, [answer(tokens)] * 2) for tokens in (9, 49))
+    assert rpo.expected_success(short) is None
+    observe(rpo, 1, start, [answer(19), answer(19, correct=False)])
+    assert 0 < rpo.expected_success(long) < rpo.expected_success(short) < 1
+    before = rpo.expected_success(short)
+    observe(rpo, 2, plan(rpo, 2, 2), [answer(19, correct=False)] * 2)
+    assert rpo.expected_success(short) < before
 
 
 def test_every_nth_step_is_full():
@@ -239,6 +297,7 @@ def _fields(question):
     return {
         "tokens": np.arange(5, dtype=np.int32), "correct": True, "reward": 1.0, "step": 0,
         "question": np.array([question], np.int32), "failures": 0, "evidence": Evidence(),
+        "logprobs": NO_LOGPROBS,
     }  # fmt: skip
 
 

@@ -23,19 +23,20 @@ def make_cache(entries=40):
     rng, cache = np.random.default_rng(1), ExperienceCache()
     for i in range(entries):
         question = np.array([i, *rng.integers(0, 1000, rng.integers(0, 30))], dtype=np.int32)
-        answer = CachedAnswer(
-            rng.integers(0, 1000, rng.integers(0, 200)).astype(np.int32), bool(i % 3), i / 7, i, question, i % 2,
-            Evidence(i / 4, 100.0 + i),
-        )  # fmt: skip
+        tokens = rng.integers(0, 1000, rng.integers(0, 200)).astype(np.int32)
+        logprobs = -rng.exponential(size=len(tokens) if i % 4 else 0).astype(np.float16)
+        evidence = Evidence(i / 4, 100.0 + i)
+        answer = CachedAnswer(tokens, bool(i % 3), i / 7, i, question, i % 2, evidence, logprobs)
         cache.put(question_key(question, TOKENIZER.fingerprint), answer)
     return cache
 
 
 def contents(cache):
-    return [
-        (key, a.tokens.tolist(), a.question.tolist(), a.correct, a.reward, a.step, a.failures, a.evidence)
-        for key, a in cache.items()
-    ]
+    def fields(a):
+        arrays = (a.tokens.tolist(), a.question.tolist())
+        return *arrays, a.correct, a.reward, a.step, a.failures, a.evidence, a.logprobs.tolist()
+
+    return [(key, *fields(answer)) for key, answer in cache.items()]
 
 
 @pytest.mark.parametrize("entries", [0, 1, 40])
@@ -68,7 +69,8 @@ def test_pandas_reads_it(tmp_path):
     store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
     frame = pd.read_parquet(tmp_path / "rpo" / "cache.parquet")
     assert list(frame.columns) == [
-        "key", "question_ids", "answer_ids", "reward", "correct", "step", "failures", "wrong_seen", "tokens_seen"
+        "key", "question_ids", "answer_ids", "reward", "correct", "step", "failures", "wrong_seen", "tokens_seen",
+        "logprobs",
     ]  # fmt: skip
     assert len(frame) == 40
     assert frame.answer_ids[3].tolist() == list(make_cache().items())[3][1].tokens.tolist()
@@ -109,7 +111,7 @@ def test_a_newer_schema_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "SCHEMA_VERSION", store.SCHEMA_VERSION + 1)
     store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
     monkeypatch.undo()
-    with pytest.raises(store.StoreError, match=r"manifest\.json: schema version 3.*reads up to 2"):
+    with pytest.raises(store.StoreError, match=r"manifest\.json: schema version 4.*reads up to 3"):
         store.load(tmp_path / "rpo", TOKENIZER)
 
 
@@ -118,12 +120,14 @@ def test_nothing_there(tmp_path):
         store.load(tmp_path / "rpo", TOKENIZER)
 
 
-def test_an_older_schema_is_read(tmp_path):
+@pytest.mark.parametrize(("version", "lacks"), [(1, ["wrong_seen", "tokens_seen", "logprobs"]), (2, ["logprobs"])])
+def test_an_older_schema_is_read(version, lacks, tmp_path):
     store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
-    table = pq.read_table(tmp_path / "rpo" / "cache.parquet").drop_columns(["wrong_seen", "tokens_seen"])
-    seal(tmp_path / "rpo", table, version=1)
+    table = pq.read_table(tmp_path / "rpo" / "cache.parquet").drop_columns(lacks)
+    seal(tmp_path / "rpo", table, version=version)
     found = contents(store.load(tmp_path / "rpo", TOKENIZER)[0])
-    assert found == [(*fields, Evidence()) for *fields, _ in contents(make_cache())]
+    unknown = Evidence() if "wrong_seen" in lacks else None
+    assert found == [(*fields, unknown or evidence, []) for *fields, evidence, _ in contents(make_cache())]
     seal(tmp_path / "rpo", table)
     with pytest.raises(store.StoreError, match="its columns are"):
         store.load(tmp_path / "rpo", TOKENIZER)

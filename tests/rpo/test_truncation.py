@@ -4,8 +4,12 @@ from collections import Counter
 
 import pytest
 
-from rpo_verl.rpo.cut import draw_dropped, prefix_length
+from rpo_verl.rpo.cut import draw_share, dropped_tokens, prefix_length
 from rpo_verl.rpo.options import TruncationConfig
+
+
+def draw_dropped(length, config, *key):
+    return dropped_tokens(length, config, draw_share(config, *key))
 
 
 def draws_of(length, config, count=4000):

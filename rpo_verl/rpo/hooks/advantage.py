@@ -37,6 +37,10 @@ class Shaping:
     final_row: np.ndarray
     """(B,) int, row of the last output of every row's session; a row of its own where sessions have one output each."""
 
+    branches: np.ndarray | None = None
+    """(B,) int, the trunk of every row's group that the row branches from; rewards are compared within a branch. None:
+    no group branches."""
+
 
 #: Set by the trainer around veRL's advantage computation, which has no argument for it.
 SHAPING: ContextVar[Shaping] = ContextVar("rpo_shaping")
@@ -74,6 +78,9 @@ def compute_shaped_advantage(
     rows = torch.arange(len(shaped))
     shaped[rows, torch.as_tensor(shaping.last_token)] += torch.as_tensor(shaping.bonus, dtype=shaped.dtype)
     estimator = get_adv_estimator_fn(shaping.estimator)
+    if shaping.branches is not None:
+        pairs = zip(kwargs["index"], shaping.branches, strict=True)
+        kwargs["index"] = np.array([f"{group}/{branch}" for group, branch in pairs], dtype=object)
     if shaping.estimator != "grpo":
         return estimator(token_level_rewards=shaped, response_mask=response_mask, config=config, **kwargs)
     # What veRL does on a path of its own for GRPO, and for no registered estimator: an option, one vote a session.

@@ -1,16 +1,22 @@
 """Credit, written to veRL's queue once, after the user's estimator."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from rpo_verl.rpo.credit import credit, response_mean_weights
 from rpo_verl.rpo.group import Group
+from rpo_verl.rpo.options import CreditConfig
 from rpo_verl.upstream import queue
 
 
 def write_credit(
-    keys: Sequence[str], partition_id: str, groups: Sequence[Group], rule: str, loss_agg_mode: str
+    keys: Sequence[str],
+    partition_id: str,
+    groups: Sequence[Group],
+    options: CreditConfig,
+    loss_agg_mode: str,
+    expected_success: Callable[[Group], float | None],
 ) -> dict[str, float]:
     """Give every token of a batch its final advantage, and put the tokens of spans into the loss.
 
@@ -18,24 +24,26 @@ def write_credit(
         keys: (B,) rows of the batch; the estimator's advantages are in the queue.
         partition_id: the batch's.
         groups: those of the batch that RPO started.
-        rule: see `rpo_verl.rpo.credit`.
+        options: see `rpo_verl.rpo.credit`.
         loss_agg_mode: veRL's `actor.loss_agg_mode`.
+        expected_success: V(q) of a group's question.
 
     Returns:
         Row of a group → advantage of its first generated token, as the estimator computed it.
     """
     names = ("advantages", "returns", "response_mask")
     rows = {key: list(row) for key, *row in zip(keys, *queue.read(keys, partition_id, *names), strict=True)}
-    estimated, spans, untrained = {}, {}, {}
+    estimated, spans, credited, untrained = {}, {}, {}, {}
     for group in groups:
         reused = group.prefix_tokens.tolist()
         own = np.array([float(rows[key][0][tokens]) for key, tokens in zip(group.keys, reused, strict=True)])
         estimated |= zip(group.keys, own.tolist(), strict=True)
-        found = credit(group, own, rule)
+        found = credit(group, own, options, loss_agg_mode, expected_success(group))
         spans |= {key: row for key, row in zip(group.keys, found, strict=True) if row}
         covered = [sum(stop - start for start, stop, _ in row) for row in found]
+        credited |= zip(group.keys, covered, strict=True)
         untrained |= {key: n - m for key, n, m in zip(group.keys, reused, covered, strict=True)}
-    trained = np.array([int(mask.sum()) for _, _, mask in rows.values()])
+    trained = np.array([int(mask.sum()) + credited.get(key, 0) for key, (*_, mask) in rows.items()])
     weights = response_mean_weights(trained, np.array([untrained.get(key, 0) for key in keys]), loss_agg_mode)
     # Rows without a trained token only pad the batch.
     factors = dict(zip(rows, np.where(trained > 0, weights, 1.0).astype(np.float32).tolist(), strict=True))

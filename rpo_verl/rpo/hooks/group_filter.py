@@ -36,9 +36,10 @@ class ShapedGroupFilter:
         if partition_id == queue.VALIDATION or self.filter_groups_metric is None:
             return filtered
         groups = self._read(partition_id, new)
-        for uid, group in groups.items():
-            judged[uid] = float(group.shaped[0]) if len(group) > 1 and not group.has_signal else None
-        prefixed = {uid for uid, group in groups.items() if group.prefixed}
+        for uid, branches in groups.items():
+            idle = all(len(group) > 1 and not group.has_signal for group in branches)
+            judged[uid] = float(branches[0].shaped[0]) if idle else None
+        prefixed = {uid for uid, branches in groups.items() if branches[0].prefixed}
         self._rpo_prefixed = (self._rpo_prefixed | prefixed) & judged.keys()
         without_signal = {uid: reward for uid, reward in judged.items() if reward is not None}
         if self._rpo_limit is not None:
@@ -63,7 +64,8 @@ class ShapedGroupFilter:
                 self._rpo_on_failure(len(failed), self._rpo_failed_in_a_row)
             if finished:
                 self._rpo_filtered += len(self._without_signal(partition_id, finished & self._rpo_prefixed))
-                self._rpo_on_discard(list(self._read(partition_id, finished).values()), partition_id)
+                groups = [group for branches in self._read(partition_id, finished).values() for group in branches]
+                self._rpo_on_discard(groups, partition_id)
         super()._clear_groups(partition_id, uids)
 
     def _rpo_speak_up_if_all_failed(self, partition_id: str, sampleable_keys: set[str]) -> None:
@@ -81,10 +83,12 @@ class ShapedGroupFilter:
         steps = self.prompt_global_steps[partition_id]
         return sorted(uids, key=lambda uid: (steps.get(uid, 0), uid))
 
-    def _read(self, partition_id: str, uids: set[str]) -> dict[str, Group]:
+    def _read(self, partition_id: str, uids: set[str]) -> dict[str, list[Group]]:
         rows = {key: tag for key, tag in self.partitions[partition_id].items() if queue.prompt_of(key) in uids}
-        groups = read_groups(list(rows), list(rows.values()), partition_id, self._rpo_reward, self._rpo_scale)
-        return {queue.prompt_of(group.keys[0]): group for group in groups}
+        found: dict[str, list[Group]] = {}
+        for group in read_groups(list(rows), list(rows.values()), partition_id, self._rpo_reward, self._rpo_scale):
+            found.setdefault(queue.prompt_of(group.keys[0]), []).append(group)
+        return found
 
 
 def watch_groups(

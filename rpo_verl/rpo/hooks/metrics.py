@@ -53,15 +53,19 @@ def composition_metrics(groups: Sequence[Group], rows: Sequence[str], wanted: in
         wanted: groups that the batch should have.
         group_size: responses a group should have, where RPO did not start it.
     """
-    kinds = Counter(group.start.kind for group in groups)
+    # A group that branches from several trunks is one of veRL's.
+    kinds = Counter({queue.prompt_of(group.keys[0]): group.start.kind for group in groups}.values())
     responses = Counter(queue.prompt_of(session) for session in {f"{queue.session_of(key)}_0" for key in rows})
-    sizes = {queue.prompt_of(group.keys[0]): group.start.group_size for group in groups}
+    sizes: Counter[str] = Counter()
+    for group in groups:
+        sizes[queue.prompt_of(group.keys[0])] += group.start.group_size
     failed = max(0, wanted - len(responses))
     missing = sum(max(0, sizes.get(prompt, group_size) - count) for prompt, count in responses.items())
     return {
         "rpo/groups/full_total": kinds["full"],
         "rpo/groups/prefixed_total": kinds["prefixed"],
         "rpo/groups/refreshed_total": kinds["refreshed"],
+        "rpo/groups/branched_total": kinds["trunk"],
         "rpo/groups/passed_through_total": len(responses) - len(sizes),
         "rpo/groups/failed_total": failed,
         "rpo/response/failed_total": missing + failed * group_size,
@@ -81,7 +85,7 @@ def batch_metrics(groups: Sequence[Group], updates: Counter[str]) -> dict[str, A
     def members(name: str) -> np.ndarray:
         return np.concatenate([getattr(group, name) for group in groups])
 
-    prefix, suffix, response = members("prefix_tokens"), members("generated"), members("response_tokens")
+    prefix, suffix, response = members("reused"), members("generated"), members("response_tokens")
     kinds = Counter(group.start.kind for group in groups)
     on_hit = [group.generated for group in groups if group.prefixed]
     metrics = {
@@ -94,7 +98,7 @@ def batch_metrics(groups: Sequence[Group], updates: Counter[str]) -> dict[str, A
         "rpo/reward/shaped_mean": float(members("shaped").mean()),
         "rpo/reward/correct_share": float(members("correct").mean()),
         "rpo/suffix/capped_share": float(members("capped").mean()),
-        "rpo/cache/hit_rate": 1 - kinds["full"] / len(groups),
+        "rpo/cache/hit_rate": 1 - (kinds["full"] + kinds["trunk"]) / len(groups),
         "rpo/cache/greedy_updates_total": updates["greedy"],
         "rpo/cache/exploratory_updates_total": updates["offered"] - updates["greedy"],
         "rpo/cache/stored_updates_total": updates["stored"],

@@ -21,7 +21,7 @@ from rpo_verl.rpo.hooks.advantage import SHAPING, Shaping
 from rpo_verl.rpo.hooks.credit import write_credit
 from rpo_verl.rpo.hooks.dump import as_columns, dump_records
 from rpo_verl.rpo.hooks.group_filter import watch_groups
-from rpo_verl.rpo.hooks.groups import fetch_tokens, read_groups
+from rpo_verl.rpo.hooks.groups import branches_of, fetch_rows, read_groups
 from rpo_verl.rpo.hooks.injection import Injection
 from rpo_verl.rpo.hooks.metrics import Discarded, batch_metrics, composition_metrics
 from rpo_verl.rpo.hooks.reward import failures_in_worker
@@ -155,6 +155,7 @@ class PartialRolloutTrainer:
             bonus=np.array([bonus.get(key, 0.0) for key in batch.keys]),
             last_token=np.array([queue.response_tokens(tag) - 1 for tag in batch.tags]),
             estimator=self.config[WRAPPED].adv_estimator,
+            branches=branches_of(batch.keys, groups),
             final_row=queue.final_rows(batch.keys),
         )
         metrics["timing_s/rpo_shaping"] = time.perf_counter() - started
@@ -166,7 +167,9 @@ class PartialRolloutTrainer:
 
         started = time.perf_counter()
         loss_agg_mode = self.config.actor_rollout_ref.actor.loss_agg_mode
-        estimated = write_credit(batch.keys, batch.partition_id, groups, self._options.credit.rule, loss_agg_mode)
+        estimated = write_credit(
+            batch.keys, batch.partition_id, groups, self._options.credit, loss_agg_mode, self._rollouts.expected_success
+        )
         metrics["timing_s/rpo_credit"] = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -208,7 +211,8 @@ class PartialRolloutTrainer:
         metrics["rpo/perf/generated_throughput"] = generated / seconds
 
     def _observe(self, groups: list[Group], partition_id: str) -> Any:
-        return self._rollouts.observe(groups, self.global_steps, fetch_tokens(partition_id))
+        fetch = fetch_rows(partition_id, self._rollouts.keeps_logprobs)
+        return self._rollouts.observe(groups, self.global_steps, fetch)
 
     def _learn_from_discarded(self, groups: list[Group], partition_id: str) -> None:
         """Groups that were generated and are not trained on count for the cache all the same."""
