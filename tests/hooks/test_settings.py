@@ -164,3 +164,12 @@ def test_the_users_reward_manager_is_wrapped():
     own = users_config(config).reward.reward_manager
     assert (own.name, own.source) == ("dapo", "register")
     assert manager.name == "rpo", "on a copy"
+
+
+@pytest.mark.parametrize("rule", ["value", "paid"])
+def test_rules_that_weigh_a_prefix_need_log_probabilities(rule):
+    with pytest.raises(ConfigError, match=f"rpo.credit.rule={rule} with .*calculate_log_probs=False"):
+        check(composed(f"rpo.credit.rule={rule}", "actor_rollout_ref.rollout.calculate_log_probs=false"))
+    with pytest.raises(ConfigError, match=f"rpo.credit.rule={rule} with algorithm.rollout_correction.rollout_is=token"):
+        check(composed(f"rpo.credit.rule={rule}", "algorithm.rollout_correction.rollout_is=token"))
+    assert check(composed(f"rpo.credit.rule={rule}", "algorithm.rollout_correction.bypass_mode=true"))

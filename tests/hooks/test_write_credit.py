@@ -1,5 +1,7 @@
 """Credit in veRL's queue: one write at most, after the user's estimator. The queue is a dictionary here."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -189,3 +191,33 @@ def test_what_was_read_is_not_changed_in_place(make_table):
     before = {key: row.clone() for key, row in read.items()}
     credited(table.keys, table.groups(), "literal", "token-mean")
     assert all(torch.equal(read[key], before[key]) for key in table.keys)
+
+
+@pytest.fixture
+def paid(make_table):
+    """A prefixed group whose four shared tokens were written with probability one half, and are likelier now."""
+    table = make_table()
+    known = {key: torch.where(torch.arange(n) < 4, np.log(0.5), -1.0) for key, n in table.lengths.items()}
+    table.columns["rollout_log_probs"] = known
+    table.columns["old_log_probs"] = {key: torch.full((n,), -0.1) for key, n in table.lengths.items()}
+    groups = [replace(group, correct=np.array([True, True])) for group in table.groups("a")]
+    return table, groups
+
+
+def test_a_paid_prefix_is_trained_once_against_the_policy_that_wrote_it(paid):
+    table, groups = paid
+    credited(table.keys, groups, "paid", "seq-mean-token-sum")
+    carrier, other = "a_1_0", "a_0_0"  # the shorter one carries it
+    assert table.columns["advantages"][carrier][:4].tolist() == [2.0] * 4
+    assert table.columns["response_mask"][carrier].tolist() == [1] * 6
+    assert table.columns["old_log_probs"][carrier].tolist() == pytest.approx([np.log(0.5)] * 4 + [-0.1] * 2)
+    assert table.columns["response_mask"][other][:4].tolist() == [0] * 4
+    assert table.columns["old_log_probs"][other].tolist() == pytest.approx([-0.1] * 8)
+
+
+def test_a_prefix_without_recorded_log_probabilities_has_no_credit(paid):
+    table, groups = paid
+    table.columns["rollout_log_probs"] = {key: torch.zeros(n) for key, n in table.lengths.items()}
+    credited(table.keys, groups, "paid", "seq-mean-token-sum")
+    assert all(table.columns["response_mask"][key][:4].tolist() == [0] * 4 for key in ("a_0_0", "a_1_0"))
+    assert table.written == []

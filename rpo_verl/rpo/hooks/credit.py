@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rpo_verl.rpo.credit import credit, response_mean_weights
+from rpo_verl.rpo.credit import WEIGHTED, Span, credit, response_mean_weights
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import CreditConfig
 from rpo_verl.upstream import queue
@@ -39,6 +39,8 @@ def write_credit(
         own = np.array([float(rows[key][0][tokens]) for key, tokens in zip(group.keys, reused, strict=True)])
         estimated |= zip(group.keys, own.tolist(), strict=True)
         found = credit(group, own, options, loss_agg_mode, expected_success(group))
+        if options.rule in WEIGHTED:
+            found = _with_old_log_probs(group.keys, partition_id, found)
         spans |= {key: row for key, row in zip(group.keys, found, strict=True) if row}
         covered = [sum(stop - start for start, stop, _ in row) for row in found]
         credited |= zip(group.keys, covered, strict=True)
@@ -62,3 +64,30 @@ def write_credit(
     masks = {"response_mask": mask, "loss_mask": mask} if spans else {}
     queue.write(changed, partition_id, **columns, **masks)
     return estimated
+
+
+def _with_old_log_probs(keys: Sequence[str], partition_id: str, spans: list[list[Span]]) -> list[list[Span]]:
+    """Make the policy that wrote a prefix its old policy in the loss, also where veRL computes old log-probabilities.
+
+    Args:
+        keys: (G,) rows of a group.
+        partition_id: the batch's.
+        spans: (G,) of each row.
+
+    Returns:
+        The spans, without those of prefixes whose log-probabilities nobody recorded, as of imported answers: rollouts
+        have zeros there.
+    """
+    carriers = [i for i, found in enumerate(spans) if found]
+    columns = queue.read([keys[i] for i in carriers], partition_id, "rollout_log_probs", "old_log_probs")
+    old, kept = {}, [list(found) for found in spans]
+    for i, then, now in zip(carriers, *columns, strict=True):
+        (start, stop, _), *_ = spans[i]
+        if not then[start:stop].any():
+            kept[i] = []
+            continue
+        old[keys[i]] = now.clone()
+        old[keys[i]][start:stop] = then[start:stop]
+    if old:
+        queue.write(list(old), partition_id, old_log_probs=list(old.values()))
+    return kept

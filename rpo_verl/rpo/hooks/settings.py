@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rpo_verl.config import ConfigError
+from rpo_verl.rpo.credit import WEIGHTED
 from rpo_verl.rpo.hooks import NAME, SINGLE_TURN
 from rpo_verl.rpo.hooks.advantage import UNSUPPORTED
 from rpo_verl.rpo.options import RPOConfig, validate
@@ -53,8 +54,8 @@ def check(config: DictConfig) -> RPOConfig:
             f"algorithm.adv_estimator={estimator}: RPO does not build on it, {UNSUPPORTED[estimator]}. "
             "Use an outcome-based, group-relative one such as grpo or rloo."
         )
-    if options.credit.rule == "literal":
-        _refuse_what_needs_the_prefix(config)
+    if options.credit.rule != "none":
+        _refuse_what_needs_the_prefix(config, options.credit.rule)
     if options.cache.path is not None:
         try:
             read_manifest(Path(options.cache.path))
@@ -66,9 +67,14 @@ def check(config: DictConfig) -> RPOConfig:
     return options
 
 
-def _refuse_what_needs_the_prefix(config: DictConfig) -> None:
+def _refuse_what_needs_the_prefix(config: DictConfig, rule: str) -> None:
     correction = config.algorithm.get("rollout_correction") or {}
-    if correction.get("bypass_mode", False):
+    if rule in WEIGHTED and not config.actor_rollout_ref.rollout.calculate_log_probs:
+        raise ConfigError(
+            f"rpo.credit.rule={rule} with actor_rollout_ref.rollout.calculate_log_probs=False: the rule needs the "
+            "log-probabilities of generated tokens. Switch them on, or use rpo.credit.rule=none."
+        )
+    if rule == "literal" and correction.get("bypass_mode", False):
         raise ConfigError(
             "rpo.credit.rule=literal with algorithm.rollout_correction.bypass_mode=True: the old log-probabilities of "
             "the prefix would be missing. Switch one of them off."
@@ -76,7 +82,7 @@ def _refuse_what_needs_the_prefix(config: DictConfig) -> None:
     for key in ("rollout_is", "rollout_rs"):
         if correction.get(key):
             raise ConfigError(
-                f"rpo.credit.rule=literal with algorithm.rollout_correction.{key}={correction[key]}: veRL weighs and "
+                f"rpo.credit.rule={rule} with algorithm.rollout_correction.{key}={correction[key]}: veRL weighs and "
                 "rejects tokens of the suffix alone, so the prefix would count in the mean and have no gradient. "
                 "Switch one of them off."
             )
