@@ -12,9 +12,6 @@ import os
 import sys
 from pathlib import Path
 
-# veRL picks its device when it is imported.
-os.environ.setdefault("VERL_PLATFORM", "cpu")
-
 from benchmarks.lab.options import parser
 from benchmarks.lab.runs import OUT, run_suite, train
 from benchmarks.lab.suites import SUITES

@@ -1,6 +1,7 @@
 """What a batch lost to failed rollouts and rewards is counted, and a step that lost everything says so."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,9 +32,18 @@ def test_kinds_of_groups_add_up_to_the_batch():
     # Two outputs of one rollout, of two others one each, and the fourth failed.
     found = composition(groups, ["d_0_0", "d_0_1", "d_1_0", "d_2_0"])
     assert {name.removeprefix("rpo/groups/"): found[name] for name in found if name.startswith("rpo/groups/")} == {
-        "full_total": 1, "prefixed_total": 1, "refreshed_total": 1, "passed_through_total": 1, "failed_total": 2
+        "full_total": 1, "prefixed_total": 1, "refreshed_total": 1, "branched_total": 0, "passed_through_total": 1,
+        "failed_total": 2,
     }  # fmt: skip
     assert found["rpo/response/failed_total"] == 1 + 3 + 1 + 2 * 4
+
+
+def test_a_group_of_several_branches_counts_once():
+    branches = [replace(group("a", "trunk", 2), keys=(f"a_{i}_0", f"a_{i + 1}_0")) for i in (0, 2)]
+    branches = [replace(branch, start=Start(b"a" * 16, "trunk", 2, 100)) for branch in branches]
+    found = composition(branches, wanted=1)
+    assert (found["rpo/groups/branched_total"], found["rpo/groups/failed_total"]) == (1, 0)
+    assert found["rpo/response/failed_total"] == 0
 
 
 def test_without_failures_nothing_is_lost():
