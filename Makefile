@@ -6,7 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 TORCH := torch==2.13.0
 BIN := .venv/bin
 ARGS ?=
-# Tests at a time: a training starts many processes one after the other, and leaves a core idle meanwhile.
+# Tests at a time: a training starts many processes one after the other, and leaves a core idle meanwhile. Each computes
+# with one thread, or they would fight for the cores.
 JOBS ?= 2
 VERL ?= 0.9.1
 
@@ -41,7 +42,7 @@ test: setup  ## the tests, real runs included; test-slow and test-recipes have t
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --collect-only --quiet tests/slow tests/recipes > /dev/null
-	$(BIN)/python -m pytest --ignore tests/slow --ignore-glob 'tests/recipes/test_run_*' -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/slow --ignore-glob 'tests/recipes/test_run_*' -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup build/lm  ## more real runs: two simulated nodes, asynchronous trainers, reward models, LoRA, trackers, a language model, rpo-verl eval
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/trackers \
