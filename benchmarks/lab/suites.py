@@ -42,4 +42,30 @@ COMPETITORS = {
     }.items()
 }
 
-SUITES = {"lr": Named(LR, (1, 2, 3)), "competitors": Named(COMPETITORS, (1, 2, 3, 4, 5))}
+#: RPO without shaping and full steps, cut in the last tenth: what the arms of `REUSE` have in common.
+_SHORT = (
+    "--arm", "rpo", "rpo.truncation.max_fraction=0.1", "rpo.rollout.full_rollout_every=0", "rpo.reward.shaping=false",
+)  # fmt: skip
+_PAID, _TRUNKS = "rpo.credit.rule=paid", "rpo.rollout.trunks=4"
+#: What credit for reused prefixes and trunks are worth, against GRPO at its better learning rate and RAFT.
+REUSE = {
+    f"{model}-{name}": ("--model", model, *options)
+    for model in ("biased", "tiny")
+    for name, options in {
+        "grpo-lr6e-4": ("--arm", "grpo", "--lr", "6e-4"),
+        "trunks4-paid": (*_SHORT, _TRUNKS, _PAID, "--prefix-weights", "1"),
+        "trunks4-paid-clipped": (*_SHORT, _TRUNKS, _PAID),
+        "raft": ("--arm", "raft"),
+        "trunks4-value": (*_SHORT, _TRUNKS, "rpo.credit.rule=value", "--prefix-weights", "1"),
+        "full-paid": (*_SHORT, _PAID, "--prefix-weights", "1"),
+        "trunks4-none": (*_SHORT, _TRUNKS),
+        "rpo": ("--arm", "rpo"),
+        "trunks1-paid": (*_SHORT, "rpo.rollout.trunks=1", _PAID, "--prefix-weights", "1"),
+    }.items()
+}
+
+SUITES = {
+    "lr": Named(LR, (1, 2, 3)),
+    "competitors": Named(COMPETITORS, (1, 2, 3, 4, 5)),
+    "reuse": Named(REUSE, (1, 2, 3, 4, 5)),
+}
