@@ -262,7 +262,10 @@ def test_imitation_trains_on_right_responses_alone():
 @pytest.mark.parametrize("rule", ["none", "literal"])
 def test_credit_of_prefixes(rule):
     rollouts = cached()
-    rewarded = lambda _, response: (float(len(response) > 4),) * 2  # noqa: E731
+
+    def rewarded(_, response):
+        return (float(len(response) > 4),) * 2
+
     starts = plan_starts(rollouts, [question()], 2, 2, 10)
     found = roll_out([question()], starts, 2, writing([5, 6, END], [2, END]), rewarded, UNSHAPED)
     batch = as_batch(found)
@@ -340,7 +343,10 @@ def two_groups(policy):
     asked = [Question(question.ids, "82") for question in draw(policy.tokenizer, 1, 2, 2)]
     starts = plan_starts(None, asked, 1, 2, 40)
     written = writing([*tokens, END], tokens[:9], tokens[:6], tokens[:4])
-    long_is_right = lambda _, response: (float(len(response) > 10),) * 2  # noqa: E731
+
+    def long_is_right(_, response):
+        return (float(len(response) > 10),) * 2
+
     found = roll_out(asked, starts, 1, written, long_is_right, UNSHAPED)
     batch = as_batch(found)
     estimate(found, batch, "grpo")
