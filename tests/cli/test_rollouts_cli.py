@@ -43,6 +43,13 @@ def test_newest_first_with_the_prefix_boundary(folder):
     assert "7.jsonl:3: not JSON" in output
 
 
+def test_a_trained_prefix_shows_its_advantage(tmp_path):
+    (tmp_path / "7.jsonl").write_text(json.dumps(RPO | {"rpo_prefix_advantage": 2.0}) + "\n")
+    assert "prefix 6 tokens of step 3, m = 6, advantage +2.000  correct" in show(tmp_path)
+    (tmp_path / "7.jsonl").write_text(json.dumps(RPO | {"rpo_prefix_advantage": None}) + "\n")
+    assert "m = 6  correct" in show(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "present", "absent"),
     [

@@ -179,10 +179,10 @@ def test_rows_passed_through_share_the_mean_over_tokens(make_table):
 @pytest.mark.parametrize("mode", MODES)
 def test_advantages_come_back_as_the_estimator_computed_them(make_table, rule, mode):
     table = make_table()
-    estimated = credited(table.keys, table.groups(), rule, mode)
+    estimated = credited(table.keys, table.groups(), rule, mode).estimated
     assert estimated == pytest.approx(dict(zip(table.keys, ADVANTAGES, strict=True)))
     table = make_table()
-    assert list(credited(table.keys, table.groups("b"), rule, mode)) == ["b_0_0", "b_1_0"]
+    assert list(credited(table.keys, table.groups("b"), rule, mode).estimated) == ["b_0_0", "b_1_0"]
 
 
 def test_what_was_read_is_not_changed_in_place(make_table):
@@ -218,6 +218,50 @@ def test_a_paid_prefix_is_trained_once_against_the_policy_that_wrote_it(paid):
 def test_a_prefix_without_recorded_log_probabilities_has_no_credit(paid):
     table, groups = paid
     table.columns["rollout_log_probs"] = {key: torch.zeros(n) for key, n in table.lengths.items()}
-    credited(table.keys, groups, "paid", "seq-mean-token-sum")
+    metrics = credited(table.keys, groups, "paid", "seq-mean-token-sum").metrics
+    assert metrics == {"rpo/credit/groups_total": 0, "rpo/credit/tokens_total": 0, "rpo/credit/unknown_total": 1}
     assert all(table.columns["response_mask"][key][:4].tolist() == [0] * 4 for key in ("a_0_0", "a_1_0"))
     assert table.written == []
+
+
+def test_prefixes_come_back_as_the_loss_has_them(make_table):
+    table = make_table()
+    assert credited(table.keys, table.groups(), "none", "token-mean").prefixes == {}
+    table = make_table()
+    found = credited(table.keys, table.groups(), "literal", "seq-mean-token-mean")
+    assert found.prefixes == pytest.approx({"a_0_0": 0.7, "a_1_0": -0.7})
+    assert found.metrics == {}
+    table = make_table()
+    assert credited(table.keys, table.groups(), "none", "token-mean").metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "right", "expected", "advantage", "carried"),
+    [
+        ("paid", [True, True], None, 1.0, 2.0),
+        ("paid", [True, False], 0.9, 0.5, 1.0),
+        ("value", [True, False], 0.9, -0.4 / 0.3, -0.8 / 0.3),
+    ],
+)
+def test_metrics_of_credit(paid, rule, right, expected, advantage, carried):
+    """Two groups: one behind a prefix, and a full one that is right half the time."""
+    table, _ = paid
+    prefixed, full = table.groups()
+    groups = [replace(prefixed, correct=np.array(right)), replace(full, correct=np.array([True, False]))]
+    found = credited(table.keys, groups, rule, "seq-mean-token-sum", expected)
+    assert found.prefixes == pytest.approx({"a_1_0": carried})
+    wanted = {
+        "rpo/credit/groups_total": 1, "rpo/credit/tokens_total": 4, "rpo/credit/unknown_total": 0,
+        "rpo/credit/advantage_mean": advantage, "rpo/credit/advantage_std": 0,
+    }  # fmt: skip
+    if expected is not None:
+        wanted["rpo/credit/expected_error_mean"] = expected - 0.5
+    assert found.metrics == pytest.approx(wanted)
+
+
+def test_of_a_branch_the_trunk_alone_says_how_likely_success_is(paid):
+    table, (group,) = paid
+    start = Start(b"a", "trunk", 2, 100)
+    branch = replace(group, start=start, correct=np.array([False, True]))
+    found = credited(table.keys, [branch], "paid", "seq-mean-token-sum", 0.25)
+    assert found.metrics["rpo/credit/expected_error_mean"] == 0.25

@@ -1,13 +1,27 @@
 """Credit, written to veRL's queue once, after the user's estimator."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from rpo_verl.rpo.credit import WEIGHTED, Span, credit, response_mean_weights
+from rpo_verl.rpo.credit import WEIGHTED, Span, credit, prefix_advantage, response_mean_weights
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import CreditConfig
 from rpo_verl.upstream import queue
+
+
+@dataclass(frozen=True)
+class Credited:
+    """What credit found and gave."""
+
+    estimated: dict[str, float]
+    """Row of a group → advantage of its first generated token, as the estimator computed it."""
+
+    prefixes: dict[str, float]
+    """Row of a group → advantage of its prefix in the loss; rows whose prefix is not trained are not in it."""
+
+    metrics: dict[str, float]
 
 
 def write_credit(
@@ -17,7 +31,7 @@ def write_credit(
     options: CreditConfig,
     loss_agg_mode: str,
     expected_success: Callable[[Group], float | None],
-) -> dict[str, float]:
+) -> Credited:
     """Give every token of a batch its final advantage, and put the tokens of spans into the loss.
 
     Args:
@@ -27,20 +41,20 @@ def write_credit(
         options: see `rpo_verl.rpo.credit`.
         loss_agg_mode: veRL's `actor.loss_agg_mode`.
         expected_success: V(q) of a group's question.
-
-    Returns:
-        Row of a group → advantage of its first generated token, as the estimator computed it.
     """
     names = ("advantages", "returns", "response_mask")
     rows = {key: list(row) for key, *row in zip(keys, *queue.read(keys, partition_id, *names), strict=True)}
     estimated, spans, credited, untrained = {}, {}, {}, {}
+    counted = _Counted(options)
     for group in groups:
         reused = group.prefix_tokens.tolist()
         own = np.array([float(rows[key][0][tokens]) for key, tokens in zip(group.keys, reused, strict=True)])
         estimated |= zip(group.keys, own.tolist(), strict=True)
-        found = credit(group, own, options, loss_agg_mode, expected_success(group))
+        expected = expected_success(group)
+        found = given = credit(group, own, options, loss_agg_mode, expected)
         if options.rule in WEIGHTED:
-            found = _with_old_log_probs(group.keys, partition_id, found)
+            found = _with_old_log_probs(group.keys, partition_id, given)
+            counted.add(group, expected, given, found)
         spans |= {key: row for key, row in zip(group.keys, found, strict=True) if row}
         covered = [sum(stop - start for start, stop, _ in row) for row in found]
         credited |= zip(group.keys, covered, strict=True)
@@ -49,9 +63,10 @@ def write_credit(
     weights = response_mean_weights(trained, np.array([untrained.get(key, 0) for key in keys]), loss_agg_mode)
     # Rows without a trained token only pad the batch.
     factors = dict(zip(rows, np.where(trained > 0, weights, 1.0).astype(np.float32).tolist(), strict=True))
+    result = Credited(estimated, {key: row[0][2] * factors[key] for key, row in spans.items()}, counted.metrics())
     changed = [key for key in rows if key in spans or factors[key] != 1]
     if not changed:
-        return estimated
+        return result
     for key in changed:
         advantages, returns, mask = (values.clone() for values in rows[key])
         advantages *= factors[key]
@@ -63,7 +78,44 @@ def write_credit(
     # veRL keeps the mask under two names.
     masks = {"response_mask": mask, "loss_mask": mask} if spans else {}
     queue.write(changed, partition_id, **columns, **masks)
-    return estimated
+    return result
+
+
+class _Counted:
+    """Metrics of the rules that give a shared prefix one advantage."""
+
+    def __init__(self, options: CreditConfig) -> None:
+        self._options, self._errors = options, list[float]()
+        self._advantages, self._tokens, self._unknown = list[float](), 0, 0
+
+    def add(self, group: Group, expected: float | None, given: list[list[Span]], found: list[list[Span]]) -> None:
+        """Count a group: V(q), the spans that its prefix earned, and those that are trained."""
+        if expected is not None and not group.prefixed:
+            # Of responses that were generated whole, which is what V(q) speaks of.
+            whole = group.correct[:1] if group.branched else group.correct
+            self._errors.append(expected - float(whole.mean()))
+        trained = sum(stop - start for row in found for start, stop, _ in row)
+        if trained:
+            self._advantages.append(prefix_advantage(group.correct, self._options, expected))
+            self._tokens += trained
+        elif any(given):
+            self._unknown += 1
+
+    def metrics(self) -> dict[str, float]:
+        """`rpo/credit/*`; means are absent where there is nothing to average."""
+        if self._options.rule not in WEIGHTED:
+            return {}
+        found: dict[str, float] = {
+            "rpo/credit/groups_total": len(self._advantages),
+            "rpo/credit/tokens_total": self._tokens,
+            "rpo/credit/unknown_total": self._unknown,
+        }
+        if self._advantages:
+            found["rpo/credit/advantage_mean"] = float(np.mean(self._advantages))
+            found["rpo/credit/advantage_std"] = float(np.std(self._advantages))
+        if self._errors:
+            found["rpo/credit/expected_error_mean"] = float(np.mean(self._errors))
+        return found
 
 
 def _with_old_log_probs(keys: Sequence[str], partition_id: str, spans: list[list[Span]]) -> list[list[Span]]:

@@ -1,10 +1,11 @@
 """What RPO adds to the records of `trainer.rollout_data_dir`: the prefix, its source, the row's rewards and
-advantage."""
+advantages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rpo_verl.rpo.group import Group
+from rpo_verl.rpo.hooks.credit import Credited
 from rpo_verl.upstream import queue
 
 #: Columns in the order they are written; None in rows that RPO did not start.
@@ -19,11 +20,12 @@ COLUMNS = (
     "rpo_base_reward",
     "rpo_shaped_reward",
     "rpo_advantage",
+    "rpo_prefix_advantage",
 )
 
 
 def dump_records(
-    groups: Sequence[Group], partition_id: str, step: int, tokenizer: Any, advantages: Mapping[str, float]
+    groups: Sequence[Group], partition_id: str, step: int, tokenizer: Any, credited: Credited
 ) -> dict[str, dict[str, Any]]:
     """Key of the row → what its record gains.
 
@@ -32,7 +34,7 @@ def dump_records(
         partition_id: the batch's.
         step: the training step.
         tokenizer: decodes the prefix, which opens the record's `output` unless a character spans the boundary.
-        advantages: key of the row → advantage of its first generated token, as the estimator computed it.
+        credited: the advantages.
     """
     keys = [key for group in groups for key in group.keys]
     responses = iter(queue.read(keys, partition_id, "responses")[0])
@@ -51,7 +53,8 @@ def dump_records(
                 bool(group.correct[i]),
                 float(group.rewards[i]),
                 float(group.shaped[i]),
-                advantages[key],
+                credited.estimated[key],
+                credited.prefixes.get(key),
             )
             records[key] = dict(zip(COLUMNS, values, strict=True))
     return records

@@ -106,6 +106,9 @@ def batch_metrics(groups: Sequence[Group], updates: Counter[str]) -> dict[str, A
         "rpo/cache/late_total": updates["late"],
         "rpo/cache/incomplete_total": len(groups) - updates["offered"],
     }
+    for name, kind in (("full", "full"), ("prefixed", "prefixed"), ("refreshed", "refreshed"), ("branched", "trunk")):
+        tokens = sum(int(group.generated.sum()) for group in groups if group.start.kind == kind)
+        metrics[f"rpo/tokens/{name}_total"] = tokens
     if on_hit:
         metrics["rpo/tokens/generated_per_sample_on_hit"] = float(np.concatenate(on_hit).mean())
     for name, lengths in (("prefix", prefix), ("suffix", suffix), ("response", response)):

@@ -167,9 +167,10 @@ class PartialRolloutTrainer:
 
         started = time.perf_counter()
         loss_agg_mode = self.config.actor_rollout_ref.actor.loss_agg_mode
-        estimated = write_credit(
+        credited = write_credit(
             batch.keys, batch.partition_id, groups, self._options.credit, loss_agg_mode, self._rollouts.expected_success
         )
+        metrics.update(credited.metrics)
         metrics["timing_s/rpo_credit"] = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -187,8 +188,7 @@ class PartialRolloutTrainer:
         metrics.update(self._injection.pop_metrics())
         metrics["timing_s/rpo_cache_update"] = time.perf_counter() - started
         if self.config.trainer.get("rollout_data_dir"):
-            records = dump_records(groups, batch.partition_id, self.global_steps, self.tokenizer, estimated)
-            self._records |= records
+            self._records |= dump_records(groups, batch.partition_id, self.global_steps, self.tokenizer, credited)
         return batch
 
     def _dump_generations(

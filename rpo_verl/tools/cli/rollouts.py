@@ -74,6 +74,7 @@ class Rollout:
     kind: str | None
     shaped: float | None
     advantage: float | None
+    prefix_advantage: float | None
     prefix: str
     prefix_tokens: int | None
     source_step: int | None
@@ -154,6 +155,7 @@ def parse_rollout(record: Any, step: int) -> tuple[Rollout, list[str]]:
         kind=fields.text("rpo_kind") if record.get("rpo_kind") is not None else None,
         shaped=fields.optional("rpo_shaped_reward"),
         advantage=fields.optional("rpo_advantage"),
+        prefix_advantage=fields.optional("rpo_prefix_advantage"),
         prefix=fields.text("rpo_prefix_text") if record.get("rpo_prefix_text") is not None else "",
         prefix_tokens=fields.whole("rpo_prefix_tokens"),
         source_step=fields.whole("rpo_source_step"),
@@ -199,6 +201,8 @@ def _print(rollout: Rollout) -> None:
                 f"  prefix {rollout.prefix_tokens} tokens of step {_show(rollout.source_step)}, "
                 f"m = {_show(rollout.dropped)}"
             )
+        if rollout.prefix_advantage is not None:
+            head += f", advantage {rollout.prefix_advantage:+.3f}"
     screen.line((f"{head}  ", "bold"), (verdict, colour))
     screen.line((rollout.question, "cyan"))
     prefix, suffix = split_at_boundary(rollout.prefix, rollout.response)

@@ -148,6 +148,14 @@ def build_charts(runs: list[Run]) -> list[Chart]:
                     "Share of RPO's groups whose rewards are all equal, before and after shaping.", "share",
                     {"before shaping": ("rpo/groups/no_signal_share_before_shaping",),
                      "after shaping": ("rpo/groups/no_signal_share_after_shaping",)}),
+        _over_steps(labels, "credit", "Credit of prefixes",
+                    "Mean advantage of the trained prefixes. With rpo.credit.rule=value it should stay near 0, and so "
+                    "should the error of the expected success: expected less observed, over full rollouts.", "",
+                    {"advantage": ("rpo/credit/advantage_mean",), "spread": ("rpo/credit/advantage_std",),
+                     "error of the expected success": ("rpo/credit/expected_error_mean",)}),
+        _over_steps(labels, "kinds", "Generated tokens by kind of group",
+                    "Tokens generated in the groups of a batch.", "tokens",
+                    {kind: (f"rpo/tokens/{kind}_total",) for kind in ("full", "prefixed", "refreshed", "branched")}),
     ]  # fmt: skip
     return [chart for chart in charts if chart.bars or any(chart.views.values())]
 
