@@ -34,6 +34,7 @@ class PartialRollouts:
         identity: of the tokenizer and chat template; keys and stores depend on it.
         end_ids: ids at which generation ends; cached answers do without a final one.
         cache: the cache to begin with; None: an empty one with the bounds of the options.
+        temperature: at which responses are sampled.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class PartialRollouts:
         identity: TokenizerIdentity,
         end_ids: Collection[int] = (),
         cache: ExperienceCache | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self._config, self._max_response_length = config, max_response_length
+        self._temperature = temperature
         self._identity, self._fingerprint, self._end_ids = identity, identity.fingerprint, frozenset(end_ids)
         self._cache = ExperienceCache(**self._bounds) if cache is None else cache
         self._plans: Counter[str] = Counter()
@@ -169,7 +172,8 @@ class PartialRollouts:
 
     def save(self, folder: Path, step: int, run: str = "") -> None:
         """Write the cache to `folder`, as of the training step of a run."""
-        store.save(self._cache, folder, self._identity, step, run)
+        temperature = self._temperature if self.keeps_logprobs else None
+        store.save(self._cache, folder, self._identity, step, run, temperature)
 
     def too_long(self) -> int:
         """Count the cached answers that are longer than the limit."""
@@ -186,8 +190,13 @@ class PartialRollouts:
         Raises:
             StoreError: if the store is damaged or belongs to another tokenizer.
         """
-        self._cache, manifest = store.load(folder, self._identity, step, **self._bounds)
+        temperature = self._temperature if self.keeps_logprobs else None
+        self._cache, manifest = store.load(folder, self._identity, step, temperature, **self._bounds)
         return manifest
+
+    def without_logprobs(self) -> int:
+        """Count the cached answers whose log-probabilities are not known."""
+        return sum(not len(answer.logprobs) for _, answer in self._cache.items())
 
     def _learn(self, group: Group, member: int, row: Row) -> str:
         """Offer one response of a group to the cache; returns what became of it."""

@@ -69,6 +69,9 @@ class Manifest:
     run: str = ""
     """Project and experiment that saved it; empty for one that was built or imported, and in older stores."""
 
+    temperature: float | None = None
+    """Sampling temperature that the log-probabilities belong to; None: there are none."""
+
     @property
     def origin(self) -> str:
         """Step and run, for messages."""
@@ -76,14 +79,22 @@ class Manifest:
 
     def fields(self) -> dict[str, Any]:
         """The content of the file, without the seal."""
-        return {name: value for name, value in asdict(self).items() if name != "run" or value}
+        optional = {name for name in ("run", "temperature") if not getattr(self, name)}
+        return {name: value for name, value in asdict(self).items() if name not in optional}
 
     def seal(self) -> str:
         """Hex digest over every other field, so that an altered manifest is noticed as an altered file is."""
         return blake2b(json.dumps(self.fields(), sort_keys=True).encode(), digest_size=32).hexdigest()
 
 
-def save(cache: ExperienceCache, folder: Path, tokenizer: TokenizerIdentity, step: int, run: str = "") -> Manifest:
+def save(
+    cache: ExperienceCache,
+    folder: Path,
+    tokenizer: TokenizerIdentity,
+    step: int,
+    run: str = "",
+    temperature: float | None = None,
+) -> Manifest:
     """Write the cache to `folder`, least recently updated entry first, replacing what is there in one move.
 
     Args:
@@ -92,6 +103,7 @@ def save(cache: ExperienceCache, folder: Path, tokenizer: TokenizerIdentity, ste
         tokenizer: whose ids the tokens are.
         step: the training step the cache belongs to.
         run: project and experiment it belongs to.
+        temperature: that the log-probabilities belong to; None: there are none.
     """
     temporary = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -108,6 +120,7 @@ def save(cache: ExperienceCache, folder: Path, tokenizer: TokenizerIdentity, ste
         tokens=sum(len(answer.tokens) for _, answer in cache.items()),
         file_digest=_digest(temporary / ENTRIES),
         run=run,
+        temperature=temperature,
     )
     text = json.dumps({**manifest.fields(), "seal": manifest.seal()}, indent=2) + "\n"
     (temporary / MANIFEST).write_text(text, encoding="utf-8")
@@ -121,7 +134,11 @@ def save(cache: ExperienceCache, folder: Path, tokenizer: TokenizerIdentity, ste
 
 
 def load(
-    folder: Path, tokenizer: TokenizerIdentity | None = None, step: int | None = None, **bounds: Any
+    folder: Path,
+    tokenizer: TokenizerIdentity | None = None,
+    step: int | None = None,
+    temperature: float | None = None,
+    **bounds: Any,
 ) -> tuple[ExperienceCache, Manifest]:
     """Read the store in `folder`.
 
@@ -130,6 +147,8 @@ def load(
         tokenizer: the one in use, which must be the store's; None accepts any.
         step: the training step of the run that loads it. Answers of later steps are another run's and count as
             answers of this step, so that no age is negative. None keeps all steps.
+        temperature: at which the run samples. Log-probabilities of another one would give wrong weights, so they stay
+            behind. None keeps all.
         bounds: what `ExperienceCache` takes. Least recently updated entries beyond them are evicted.
 
     Raises:
@@ -143,8 +162,11 @@ def load(
             "it as text (rpo-verl cache export --text --data …) and import that for the new one."
         )
     cache = ExperienceCache(**bounds)
+    strange = temperature is not None and manifest.temperature not in (None, temperature)
     for key, answer in _read(folder, manifest):
-        cache.put(key, answer if step is None or answer.step <= step else replace(answer, step=step))
+        if step is not None and answer.step > step:
+            answer = replace(answer, step=step)
+        cache.put(key, replace(answer, logprobs=NO_LOGPROBS) if strange else answer)
     cache.evict()
     pa.default_memory_pool().release_unused()
     return cache, manifest

@@ -173,3 +173,23 @@ def test_rules_that_weigh_a_prefix_need_log_probabilities(rule):
     with pytest.raises(ConfigError, match=f"rpo.credit.rule={rule} with algorithm.rollout_correction.rollout_is=token"):
         check(composed(f"rpo.credit.rule={rule}", "algorithm.rollout_correction.rollout_is=token"))
     check(composed(f"rpo.credit.rule={rule}", "algorithm.rollout_correction.bypass_mode=true"))
+
+
+@pytest.mark.parametrize("rule", ["value", "paid"])
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["top_p=0.9"], "top_p=0.9"),
+        (["top_k=20"], "top_k=20"),
+        (["temperature=0.7", "logprobs_mode=raw_logprobs"], "logprobs_mode=raw_logprobs and temperature=0.7"),
+    ],
+)
+def test_rules_that_weigh_a_prefix_need_the_whole_distribution(rule, overrides, named):
+    overrides = [f"actor_rollout_ref.rollout.{override}" for override in overrides]
+    with pytest.raises(ConfigError, match=f"rpo.credit.rule={rule} with actor_rollout_ref.rollout.{named}"):
+        check(composed(f"rpo.credit.rule={rule}", *overrides))
+    check(composed("rpo.credit.rule=none", *overrides))
+
+
+def test_rules_that_weigh_a_prefix_work_at_any_temperature():
+    check(composed("rpo.credit.rule=paid", "actor_rollout_ref.rollout.temperature=0.7"))

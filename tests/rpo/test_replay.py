@@ -114,6 +114,18 @@ def test_log_probabilities_are_kept_and_cut_with_the_answer():
     assert start.prefix_logprobs.tolist() == logprobs[: len(start.prefix)].tolist()
 
 
+@pytest.mark.parametrize(("temperature", "known"), [(0.7, 3), (1.0, 0)])
+def test_log_probabilities_of_another_temperature_are_left_behind(tmp_path, temperature, known):
+    paid = RPOConfig(cache=CacheConfig(greedy_prob=1.0), credit=CreditConfig(rule="paid"))
+    rpo = PartialRollouts(paid, 100, IDENTITY, {END}, temperature=0.7)
+    observe(rpo, 1, plan(rpo, 1), [replace(answer(3), logprobs=np.full(3, -1, np.float16))])
+    rpo.save(tmp_path / "rpo", 1)
+    other = PartialRollouts(paid, 100, IDENTITY, {END}, temperature=temperature)
+    assert other.load(tmp_path / "rpo", 1).temperature == 0.7
+    assert (len(cached(other).tokens), len(cached(other).logprobs)) == (3, known)
+    assert other.without_logprobs() == (known == 0)
+
+
 def test_without_a_rule_that_needs_them_log_probabilities_are_not_kept():
     rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
     observe(rpo, 1, plan(rpo, 1), [replace(answer(3), logprobs=np.full(3, -1, np.float16))])

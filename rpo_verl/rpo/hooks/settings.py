@@ -69,11 +69,8 @@ def check(config: DictConfig) -> RPOConfig:
 
 def _refuse_what_needs_the_prefix(config: DictConfig, rule: str) -> None:
     correction = config.algorithm.get("rollout_correction") or {}
-    if rule in WEIGHTED and not config.actor_rollout_ref.rollout.calculate_log_probs:
-        raise ConfigError(
-            f"rpo.credit.rule={rule} with actor_rollout_ref.rollout.calculate_log_probs=False: the rule needs the "
-            "log-probabilities of generated tokens. Switch them on, or use rpo.credit.rule=none."
-        )
+    if rule in WEIGHTED:
+        _refuse_unknown_log_probs(config, rule)
     if rule == "literal" and correction.get("bypass_mode", False):
         raise ConfigError(
             "rpo.credit.rule=literal with algorithm.rollout_correction.bypass_mode=True: the old log-probabilities of "
@@ -86,6 +83,29 @@ def _refuse_what_needs_the_prefix(config: DictConfig, rule: str) -> None:
                 "rejects tokens of the suffix alone, so the prefix would count in the mean and have no gradient. "
                 "Switch one of them off."
             )
+
+
+def _refuse_unknown_log_probs(config: DictConfig, rule: str) -> None:
+    rollout = config.actor_rollout_ref.rollout
+    if not rollout.calculate_log_probs:
+        raise ConfigError(
+            f"rpo.credit.rule={rule} with actor_rollout_ref.rollout.calculate_log_probs=False: the rule needs the "
+            "log-probabilities of generated tokens. Switch them on, or use rpo.credit.rule=none."
+        )
+    cut = next((name for name, off in (("top_p", (1,)), ("top_k", (-1, 0))) if rollout[name] not in off), None)
+    if cut is not None:
+        raise ConfigError(
+            f"rpo.credit.rule={rule} with actor_rollout_ref.rollout.{cut}={rollout[cut]}: the rollout's "
+            "log-probabilities are those of a cut distribution, and the weights of prefixes would be wrong. Sample "
+            "from the whole distribution, or use rpo.credit.rule=none."
+        )
+    mode = rollout.logprobs_mode
+    if rollout.temperature != 1 and mode != "processed_logprobs":
+        raise ConfigError(
+            f"rpo.credit.rule={rule} with actor_rollout_ref.rollout.logprobs_mode={mode} and temperature="
+            f"{rollout.temperature}: the rollout's log-probabilities are those of another temperature. Use "
+            "processed_logprobs, or rpo.credit.rule=none."
+        )
 
 
 def take_over(config: DictConfig) -> RPOConfig:

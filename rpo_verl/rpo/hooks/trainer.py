@@ -62,7 +62,10 @@ class PartialRolloutTrainer:
             self.processor,
         )
         end_ids = read_end_ids(copy_to_local(model.path), trust_remote_code, self.tokenizer)
-        self._rollouts = PartialRollouts(self._options, data.max_response_length, self._questions.identity, end_ids)
+        self._rollouts = PartialRollouts(
+            self._options, data.max_response_length, self._questions.identity, end_ids,
+            temperature=self.config.actor_rollout_ref.rollout.temperature,
+        )  # fmt: skip
 
     def _build_replay_buffer(self) -> Any:
         buffer, reward_model = super()._build_replay_buffer(), self.config.reward.reward_model
@@ -140,6 +143,13 @@ class PartialRolloutTrainer:
                     "until a shorter response replaces them. Raise the limit to use them.",
                     too_long,
                     self.config.data.max_response_length,
+                )
+            if self._rollouts.keeps_logprobs and (unknown := self._rollouts.without_logprobs()):
+                logger.warning(
+                    "RPO: %d of them have no log-probabilities of actor_rollout_ref.rollout.temperature=%g. Their "
+                    "prefixes earn no credit until a response of this run replaces them.",
+                    unknown,
+                    self.config.actor_rollout_ref.rollout.temperature,
                 )
             if self.global_steps > 0:
                 for doubt in store.doubts(manifest, self.global_steps, self._run):
