@@ -47,14 +47,20 @@ def credit(
             if tokens:
                 row.append((0, tokens, advantage))
     elif options.rule in WEIGHTED:
-        shared = int(group.prefix_tokens.min())
-        advantage = prefix_advantage(group.correct, options, expected) if shared else 0.0
-        if advantage:
+        if earns_credit(group, options, expected):
+            shared, advantage = int(group.prefix_tokens.min()), prefix_advantage(group.correct, options, expected)
             # The shortest of those that are updated anyway, where there is one.
             carrier = int(np.lexsort((group.response_tokens, advantages == 0))[0])
             weight = carried_weight(group.response_tokens, carrier, loss_agg_mode)
             spans[carrier].append((0, shared, advantage * weight))
     return spans
+
+
+def earns_credit(group: Group, options: CreditConfig, expected: float | None) -> bool:
+    """Whether the shared prefix of a group has an advantage of its own, so that the group teaches something."""
+    if options.rule not in WEIGHTED or not int(group.prefix_tokens.min()):
+        return False
+    return prefix_advantage(group.correct, options, expected) != 0
 
 
 def prefix_advantage(correct: np.ndarray, options: CreditConfig, expected: float | None) -> float:

@@ -1,6 +1,8 @@
 """The finished responses of one question in one step, an array entry per member."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -33,6 +35,9 @@ class Group:
     shaped: np.ndarray
     """(G,) float64, shaped rewards `R`."""
 
+    trunks: np.ndarray | None = None
+    """(G,) bool, members that were generated whole, and from whose heads others branch; None: there are none."""
+
     def __len__(self) -> int:
         return len(self.keys)
 
@@ -53,16 +58,13 @@ class Group:
 
     @property
     def branched(self) -> bool:
-        """Whether the first member was generated whole, and the others branched from its head."""
-        return self.start.kind == "trunk"
+        """Whether members branch from heads of whole answers of the group itself."""
+        return self.start.kind == "branched"
 
     @property
     def reused(self) -> np.ndarray:
         """(G,) int, tokens of each response that nobody had to generate for it."""
-        reused = self.prefix_tokens.copy()
-        if self.branched:
-            reused[0] = 0
-        return reused
+        return self.prefix_tokens if self.trunks is None else np.where(self.trunks, 0, self.prefix_tokens)
 
     @property
     def generated(self) -> np.ndarray:
@@ -73,6 +75,27 @@ class Group:
     def capped(self) -> np.ndarray:
         """(G,) bool, whether the token budget ended the response."""
         return self.response_tokens - self.prefix_tokens >= self.start.room
+
+
+def joined(groups: Iterable[Group]) -> list[Group]:
+    """The groups, those that branch from trunks of one question as one; its start is that of its first branch.
+
+    Args:
+        groups: branches of a question stand side by side.
+    """
+    found = []
+    for _, of_one in groupby(enumerate(groups), lambda pair: pair[1].start.question if pair[1].branched else pair[0]):
+        found.append(_join([group for _, group in of_one]))
+    return found
+
+
+def _join(branches: Sequence[Group]) -> Group:
+    first, *others = branches
+    if not others:
+        return first
+    arrays = ("prefix_tokens", "response_tokens", "oldest_policy", "rewards", "correct", "shaped", "trunks")
+    together = {name: np.concatenate([getattr(branch, name) for branch in branches]) for name in arrays}
+    return replace(first, keys=tuple(key for branch in branches for key in branch.keys), **together)
 
 
 def differ(rewards: np.ndarray) -> bool:

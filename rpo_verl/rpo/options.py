@@ -91,8 +91,9 @@ class CacheConfig:
     """Maximum number of questions; the least recently updated are evicted. Null: no limit."""
 
     max_bytes: int | None = option(None, at_least(ENTRY_BYTES))
-    """Maximum memory in bytes: 4 per token of question and answer, 300 per entry. Null: no limit. 7,000 answers of
-    4,096 tokens take about 120 MB (docs/cache.md)."""
+    """Maximum memory in bytes: 4 per token of question and answer, 300 per entry, and 2 per token of the answer where
+    `rpo.credit.rule` needs log-probabilities. Null: no limit. 7,000 answers of 4,096 tokens take about 120 MB, 175 MB
+    with log-probabilities (docs/cache.md)."""
 
     path: str | None = None
     """Folder of a store to start from (`rpo-verl cache build` or `import`, or a checkpoint's `rpo`). A resumed run
@@ -105,8 +106,8 @@ class CreditConfig:
 
     rule: str = option("none", one_of("none", "literal", "value", "paid"))
     """`none` trains the suffix alone. `literal` gives the prefix the advantage of its suffix, as the paper's formula
-    does. `value` gives a shared prefix what the group behind it earned beyond the question's expected success; `paid`
-    what the group earned. Paper: literal; it took 1.6 times as long and ended 2 points lower in single runs
+    does. `paid` gives a shared prefix the share of correct responses behind it. `value` gives it the same, less the
+    question's expected success, divided by the deviation of that. Paper: literal; it took 1.6 times as long and ended 2 points lower in single runs
     (docs/ablations.md)."""
 
     min_deviation: float = option(0.15, Range("in (0, 0.5]", lambda value: 0 < value <= 0.5))

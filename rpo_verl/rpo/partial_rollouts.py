@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,10 @@ from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
 from rpo_verl.rpo.credit import WEIGHTED
 from rpo_verl.rpo.cut import draw_share, dropped_tokens, prefix_length
 from rpo_verl.rpo.difficulty import NO_EVIDENCE, Evidence, mean_rate, rate
-from rpo_verl.rpo.group import Group
+from rpo_verl.rpo.group import Group, joined
 from rpo_verl.rpo.options import RPOConfig
 from rpo_verl.rpo.selection import choose_response
-from rpo_verl.rpo.start import NO_LOGPROBS, Kind, Start
+from rpo_verl.rpo.start import NO_LOGPROBS, Kind, Start, storable
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Token ids of a question and of its response, and the log-probabilities of the response, empty if not recorded."""
@@ -62,6 +62,11 @@ class PartialRollouts:
         """Whether the rule of credit needs the log-probabilities of cached answers."""
         return self._config.credit.rule in WEIGHTED
 
+    @property
+    def _logprobs(self) -> float | None:
+        """Temperature of the log-probabilities in the cache; None where it keeps none."""
+        return self._temperature if self.keeps_logprobs else None
+
     def plan(self, question_ids: Sequence[int], step: int, group_size: int) -> Start:
         """Decide what a question's group starts from; a function of the cache and of (seed, step, question).
 
@@ -86,7 +91,7 @@ class PartialRollouts:
             if not trunks:
                 return full("full", "full")
             self._plans["full"] += 1
-            return Start(question, "trunk", group_size, self._max_response_length, trunks=trunks, share=share)
+            return Start(question, "branched", group_size, self._max_response_length, trunks=trunks, share=share)
         every = self._config.rollout.full_rollout_every
         if every and step // every > (step - 1) // every:
             return full("refreshed", "full_step")
@@ -137,7 +142,8 @@ class PartialRollouts:
     def observe(self, groups: Sequence[Group], step: int, fetch: Fetch) -> Counter[str]:
         """Update the cache with finished groups (paper, section 3, cache update).
 
-        Incomplete groups prove nothing about their prefix and are ignored.
+        Incomplete groups prove nothing about their prefix and are ignored. Branches of one question are one group: it
+        offers one of all their responses.
 
         Args:
             groups: finished groups, in the order in which the cache is to see them.
@@ -145,14 +151,14 @@ class PartialRollouts:
             fetch: called once, with a row of every complete group; must return what they hold.
 
         Returns:
-            Counts of groups: `offered`, of these `greedy`; and what became of them: `stored`, `kept` (the old answer
-            stays), `dropped` (the old answer goes), `late`.
+            Counts of groups: `incomplete` and `offered`, of these `greedy`; and what became of them: `stored`, `kept`
+            (the old answer stays), `dropped` (the old answer goes), `late`.
 
         Raises:
             RuntimeError: if a group has another question than the one it was planned for.
         """
-        complete = [group for group in groups if group.complete]
-        counts = Counter(offered=len(complete))
+        complete = joined(group for group in groups if group.complete)
+        counts = Counter(offered=len(complete), incomplete=len(joined(groups)) - len(complete))
         if not complete:
             return counts
         choices = [
@@ -170,10 +176,9 @@ class PartialRollouts:
         self._cache.evict()
         return self._cache.metrics(step)
 
-    def save(self, folder: Path, step: int, run: str = "") -> None:
-        """Write the cache to `folder`, as of the training step of a run."""
-        temperature = self._temperature if self.keeps_logprobs else None
-        store.save(self._cache, folder, self._identity, step, run, temperature)
+    def save(self, folder: Path, step: int, run: str = "", best_rewards: Mapping[str, float] = store.NOTHING) -> None:
+        """Write the cache to `folder`, as of the training step of a run and the best reward of every data source."""
+        store.save(self._cache, folder, self._identity, step, run, self._logprobs, best_rewards)
 
     def too_long(self) -> int:
         """Count the cached answers that are longer than the limit."""
@@ -190,8 +195,7 @@ class PartialRollouts:
         Raises:
             StoreError: if the store is damaged or belongs to another tokenizer.
         """
-        temperature = self._temperature if self.keeps_logprobs else None
-        self._cache, manifest = store.load(folder, self._identity, step, temperature, **self._bounds)
+        self._cache, manifest = store.load(folder, self._identity, step, self._logprobs, **self._bounds)
         return manifest
 
     def without_logprobs(self) -> int:
@@ -219,7 +223,7 @@ class PartialRollouts:
                 return "dropped"
         before = NO_EVIDENCE if old is None else old.evidence
         # Members that branch from a trunk with a mistake in it are wrong, too, and say nothing of their suffixes.
-        seen = slice(1) if group.branched else slice(None)
+        seen = slice(None) if group.trunks is None else group.trunks
         evidence = before.after(group.correct[seen], group.generated[seen], self._rate(before))
         tokens = response[:-1] if len(response) and int(response[-1]) in self._end_ids else response
         answer = CachedAnswer(
@@ -230,21 +234,21 @@ class PartialRollouts:
             question=question,
             failures=failures,
             evidence=evidence,
-            logprobs=_storable(logprobs[: len(tokens)]) if self.keeps_logprobs else NO_LOGPROBS,
+            logprobs=self._known(logprobs[: len(tokens)], int(group.prefix_tokens[member])),
         )
         if self._cache.put(start.question, answer):
             return "stored"
         self._cache.amend(start.question, failures if group.prefixed else old.failures, evidence)
         return "kept"
 
+    def _known(self, logprobs: np.ndarray, prefix: int) -> np.ndarray:
+        """What the cache keeps of the log-probabilities of an answer: all of them, or none."""
+        # Rollouts have zeros where nobody knows those of the prefix.
+        if not self.keeps_logprobs or (prefix and not logprobs[:prefix].any()):
+            return NO_LOGPROBS
+        return storable(logprobs)
+
     def _rate(self, own: Evidence) -> float | None:
         """At which the policy goes wrong on a question, per token; None before it was seen on any."""
         mean = mean_rate(self._cache.evidence)
         return None if mean is None else rate(own, mean)
-
-
-def _storable(logprobs: np.ndarray) -> np.ndarray:
-    """Log-probabilities as float16; none at all where one of them is no number."""
-    if np.isnan(logprobs).any():
-        return NO_LOGPROBS
-    return np.clip(logprobs, np.finfo(np.float16).min, 0).astype(np.float16)

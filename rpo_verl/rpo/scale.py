@@ -32,6 +32,11 @@ class RewardScale:
             if self.partial is None and 0 < value < 1:
                 self.partial = value
 
+    @property
+    def beyond_full(self) -> dict[str, float]:
+        """Data source → best value, where it is above 1: what a resumed run has to know."""
+        return {source: value for source, value in self._best.items() if value > FULL}
+
     def best(self, source: str) -> float:
         """The best value of a data source, at least 1."""
         return self._best.get(source, FULL)

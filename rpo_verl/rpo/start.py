@@ -4,11 +4,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["full", "prefixed", "refreshed", "trunk"]
+Kind = Literal["full", "prefixed", "refreshed", "branched"]
 
 NO_TOKENS = np.empty(0, dtype=np.int32)
 #: Of tokens whose log-probabilities nobody recorded.
 NO_LOGPROBS = np.empty(0, dtype=np.float16)
+#: What stands for a log-probability of 0, which would look as if nobody knew it; the float16 next to 0.
+_CERTAIN = -np.finfo(np.float16).smallest_subnormal
+
+
+def storable(logprobs: np.ndarray) -> np.ndarray:
+    """Log-probabilities as float16 below 0; none at all where one of them is no number.
+
+    Args:
+        logprobs: (l,) float.
+    """
+    if np.isnan(logprobs).any():
+        return NO_LOGPROBS
+    return np.clip(logprobs, np.finfo(np.float16).min, _CERTAIN).astype(np.float16)
 
 
 class Start:
@@ -21,7 +34,7 @@ class Start:
     Attributes:
         question: key of the question.
         kind: `full`: nothing cached; `prefixed`: a cached prefix; `refreshed`: cached, but a full rollout all the same;
-            `trunk`: nothing cached, and the group branches from heads of whole answers of its own.
+            `branched`: nothing cached, and the group branches from heads of whole answers of its own.
         group_size: responses the group is to have.
         room: maximum tokens that a member may generate.
         prefix: (p,) int32 token ids that every member starts with; empty for a full rollout.
@@ -79,7 +92,7 @@ class Start:
         return Start(
             self.question, self.kind, self.branch_size, self.room - kept, trunk[:kept].astype(np.int32),
             len(trunk) - kept, source_step=step, data_source=self.data_source,
-            prefix_logprobs=logprobs[:kept].astype(np.float16),
+            prefix_logprobs=storable(logprobs[:kept]),
         )  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -4,12 +4,13 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +41,7 @@ SCHEMA = pa.schema(
 #: and nobody knows the log-probabilities of its answer.
 EVIDENCE = ("wrong_seen", "tokens_seen")
 SINCE = {"wrong_seen": 2, "tokens_seen": 2, "logprobs": 3}
+NOTHING: Mapping[str, float] = MappingProxyType({})
 ROWS_AT_A_TIME = 4096
 READ_BYTES = 1 << 20
 #: What pyarrow raises on damaged files whose checksum is right, its own exceptions and others.
@@ -72,6 +74,9 @@ class Manifest:
     temperature: float | None = None
     """Sampling temperature that the log-probabilities belong to; None: there are none."""
 
+    best_rewards: dict[str, float] = field(default_factory=dict)
+    """Data source → best reward that the run had seen, where it exceeds 1; see `rpo_verl.rpo.scale`."""
+
     @property
     def origin(self) -> str:
         """Step and run, for messages."""
@@ -79,7 +84,7 @@ class Manifest:
 
     def fields(self) -> dict[str, Any]:
         """The content of the file, without the seal."""
-        optional = {name for name in ("run", "temperature") if not getattr(self, name)}
+        optional = {name for name in ("run", "temperature", "best_rewards") if not getattr(self, name)}
         return {name: value for name, value in asdict(self).items() if name not in optional}
 
     def seal(self) -> str:
@@ -94,6 +99,7 @@ def save(
     step: int,
     run: str = "",
     temperature: float | None = None,
+    best_rewards: Mapping[str, float] = NOTHING,
 ) -> Manifest:
     """Write the cache to `folder`, least recently updated entry first, replacing what is there in one move.
 
@@ -104,6 +110,7 @@ def save(
         step: the training step the cache belongs to.
         run: project and experiment it belongs to.
         temperature: that the log-probabilities belong to; None: there are none.
+        best_rewards: data source → best reward of the run.
     """
     temporary = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -121,6 +128,7 @@ def save(
         file_digest=_digest(temporary / ENTRIES),
         run=run,
         temperature=temperature,
+        best_rewards=dict(best_rewards),
     )
     text = json.dumps({**manifest.fields(), "seal": manifest.seal()}, indent=2) + "\n"
     (temporary / MANIFEST).write_text(text, encoding="utf-8")
@@ -137,7 +145,7 @@ def load(
     folder: Path,
     tokenizer: TokenizerIdentity | None = None,
     step: int | None = None,
-    temperature: float | None = None,
+    logprobs: Literal["all"] | float | None = "all",
     **bounds: Any,
 ) -> tuple[ExperienceCache, Manifest]:
     """Read the store in `folder`.
@@ -147,8 +155,8 @@ def load(
         tokenizer: the one in use, which must be the store's; None accepts any.
         step: the training step of the run that loads it. Answers of later steps are another run's and count as
             answers of this step, so that no age is negative. None keeps all steps.
-        temperature: at which the run samples. Log-probabilities of another one would give wrong weights, so they stay
-            behind. None keeps all.
+        logprobs: which log-probabilities to read: `all`, those of a sampling temperature, because those of another
+            one would give wrong weights, or none (None).
         bounds: what `ExperienceCache` takes. Least recently updated entries beyond them are evicted.
 
     Raises:
@@ -162,11 +170,11 @@ def load(
             "it as text (rpo-verl cache export --text --data …) and import that for the new one."
         )
     cache = ExperienceCache(**bounds)
-    strange = temperature is not None and manifest.temperature not in (None, temperature)
+    wanted = logprobs == "all" or (logprobs is not None and logprobs == manifest.temperature)
     for key, answer in _read(folder, manifest):
         if step is not None and answer.step > step:
             answer = replace(answer, step=step)
-        cache.put(key, replace(answer, logprobs=NO_LOGPROBS) if strange else answer)
+        cache.put(key, answer if wanted else replace(answer, logprobs=NO_LOGPROBS))
     cache.evict()
     pa.default_memory_pool().release_unused()
     return cache, manifest

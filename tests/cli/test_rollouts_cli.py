@@ -76,6 +76,9 @@ def test_rows_that_only_fill_up_a_batch_are_left_out(folder, record):
 
 
 def test_nothing_to_show(folder, tmp_path):
+    assert "--kind=trunk: must be one of full, prefixed, refreshed, branched" in show(
+        folder, "--kind", "trunk", expect=1
+    )
     assert "passes these filters" in show(folder, "--question", "no such question", expect=1)
     empty = tmp_path / "empty"
     empty.mkdir()

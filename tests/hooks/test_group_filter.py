@@ -133,8 +133,18 @@ def test_a_group_of_one_is_not_discarded(make_buffer, monkeypatch):
 def test_a_group_is_discarded_only_if_no_branch_has_a_signal(make_buffer, monkeypatch):
     queue = Queue(a=("prefixed", FLAT, 1), b=("prefixed", FLAT, 1))
     buffer = make_buffer(queue, filter_at_most=None)
-    found = {"a": [group("a", "trunk", FLAT), group("a", "trunk", TOLD_APART)], "b": [group("b", "trunk", FLAT)] * 2}
+    found = {
+        "a": [group("a", "branched", FLAT), group("a", "branched", TOLD_APART)],
+        "b": [group("b", "branched", FLAT)] * 2,
+    }
     monkeypatch.setattr(buffer, "_read", lambda partition_id, uids: {uid: found[uid] for uid in uids})
+    assert leave_out(buffer, 1) == ["b"]
+
+
+def test_a_group_whose_prefix_earns_credit_is_kept(make_buffer):
+    queue = Queue(a=("prefixed", FLAT, 1), b=("prefixed", FLAT, 1))
+    buffer = make_buffer(queue, filter_at_most=None)
+    buffer._rpo_earns = lambda group: group.keys[0].startswith("a")
     assert leave_out(buffer, 1) == ["b"]
 
 

@@ -39,11 +39,16 @@ def test_kinds_of_groups_add_up_to_the_batch():
 
 
 def test_a_group_of_several_branches_counts_once():
-    branches = [replace(group("a", "trunk", 2), keys=(f"a_{i}_0", f"a_{i + 1}_0")) for i in (0, 2)]
-    branches = [replace(branch, start=Start(b"a" * 16, "trunk", 2, 100)) for branch in branches]
+    branches = [replace(group("a", "branched", 2), keys=(f"a_{i}_0", f"a_{i + 1}_0")) for i in (0, 2)]
+    branches = [replace(branch, start=Start(b"a" * 16, "branched", 2, 100)) for branch in branches]
     found = composition(branches, wanted=1)
     assert (found["rpo/groups/branched_total"], found["rpo/groups/failed_total"]) == (1, 0)
     assert found["rpo/response/failed_total"] == 0
+    # A trunk failed, and the member that waited for it with it.
+    assert composition(branches[:1], wanted=1)["rpo/response/failed_total"] == 2
+    hits = batch_metrics([*branches, group("b", "prefixed", 4)], Counter())
+    assert hits["rpo/cache/hit_rate"] == 0.5
+    assert hits["rpo/groups/no_signal_share_after_shaping"] == 1.0
 
 
 def test_without_failures_nothing_is_lost():
@@ -61,7 +66,7 @@ def test_a_batch_without_a_group_of_rpos_is_counted_too():
 
 
 def test_groups_that_teach_the_cache_nothing_are_counted():
-    found = batch_metrics([group("a", "full", 4), group("b", "full", 3)], Counter(offered=1, stored=1))
+    found = batch_metrics([group("a", "full", 4), group("b", "full", 3)], Counter(offered=1, stored=1, incomplete=1))
     assert found["rpo/cache/incomplete_total"] == 1
 
 
@@ -113,6 +118,13 @@ def test_groups_that_verl_replaces_are_counted_in_a_row(buffer, monkeypatch):
     buffer.failure_keys["train"].add("e")
     buffer._clear_groups("train", {"e"})
     assert buffer.told == [(2, 2), (1, 3), (1, 1)]
+    # A group that is trained on is a success as well.
+    buffer.finished_keys["train"].add("f")
+    buffer.partitions["train"]["f_0_0"] = {}
+    buffer._select_prompt_uids("train", {"f"}, 1)
+    buffer.failure_keys["train"].add("g")
+    buffer._clear_groups("train", {"g"})
+    assert buffer.told[3:] == [(1, 1)]
 
 
 def test_replaced_groups_have_a_metric():

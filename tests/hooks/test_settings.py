@@ -191,5 +191,14 @@ def test_rules_that_weigh_a_prefix_need_the_whole_distribution(rule, overrides, 
     check(composed("rpo.credit.rule=none", *overrides))
 
 
+@pytest.mark.parametrize("loss", ["gspo", "geo_mean"])
+def test_rules_that_weigh_a_prefix_need_a_ratio_for_each_token(loss):
+    override = f"actor_rollout_ref.actor.policy_loss.loss_mode={loss}"
+    with pytest.raises(ConfigError, match=f"rpo.credit.rule=paid with {override}"):
+        check(composed("rpo.credit.rule=paid", override))
+    check(composed("rpo.credit.rule=none", override))
+    check(composed("rpo.credit.rule=paid", "actor_rollout_ref.actor.policy_loss.loss_mode=clip_cov"))
+
+
 def test_rules_that_weigh_a_prefix_work_at_any_temperature():
     check(composed("rpo.credit.rule=paid", "actor_rollout_ref.rollout.temperature=0.7"))

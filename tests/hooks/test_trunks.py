@@ -61,7 +61,7 @@ def test_a_trunk_that_fails_fails_its_branch():
     assert not trunks._trunks
 
 
-TRUNK = Start(b"a" * 16, "trunk", 4, 100, trunks=2, share=0.5)
+TRUNK = Start(b"a" * 16, "branched", 4, 100, trunks=2, share=0.5)
 
 
 @pytest.fixture

@@ -261,7 +261,7 @@ def test_metrics_of_credit(paid, rule, right, expected, advantage, carried):
 
 def test_of_a_branch_the_trunk_alone_says_how_likely_success_is(paid):
     table, (group,) = paid
-    start = Start(b"a", "trunk", 2, 100)
-    branch = replace(group, start=start, correct=np.array([False, True]))
+    start = Start(b"a", "branched", 2, 100)
+    branch = replace(group, start=start, correct=np.array([False, True]), trunks=np.array([True, False]))
     found = credited(table.keys, [branch], "paid", "seq-mean-token-sum", 0.25)
     assert found.metrics["rpo/credit/expected_error_mean"] == 0.25

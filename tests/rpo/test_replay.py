@@ -79,7 +79,7 @@ def test_cold_cache_gives_a_full_rollout_which_seeds_it():
     start = plan(rpo, 1, 2)
     assert (start.kind, len(start.prefix), start.room, start.source_step, start.answer_id) == ("full", 0, 100, -1, 0)
     counts = observe(rpo, 1, start, [answer(8, correct=False), answer(9, step=0)], [0.0, 0.5])
-    assert counts == {"offered": 1, "greedy": 1, "stored": 1}
+    assert counts == {"offered": 1, "incomplete": 0, "greedy": 1, "stored": 1}
     assert cached(rpo).tokens.tolist() == list(range(9)), "without the end token"
     assert plan(rpo, 2).kind == "prefixed"
 
@@ -107,7 +107,7 @@ def test_answers_with_nothing_to_keep_get_a_full_rollout(length):
 
 def test_log_probabilities_are_kept_and_cut_with_the_answer():
     rpo = rollouts(cache=CacheConfig(greedy_prob=1.0), credit=CreditConfig(rule="paid"))
-    logprobs = np.linspace(-3, 0, 39).astype(np.float16)
+    logprobs = np.linspace(-3, -0.01, 39).astype(np.float16)
     observe(rpo, 1, plan(rpo, 1), [replace(answer(39), logprobs=logprobs)])
     assert cached(rpo).logprobs.tolist() == logprobs.tolist(), "without that of the end token"
     start = plan(rpo, 2)
@@ -141,21 +141,87 @@ def test_log_probabilities_that_are_no_numbers_are_not_kept():
 def test_log_probabilities_are_finite_and_no_more_than_zero():
     rpo = rollouts(cache=CacheConfig(greedy_prob=1.0), credit=CreditConfig(rule="paid"))
     observe(rpo, 1, plan(rpo, 1), [replace(answer(3), logprobs=np.array([-np.inf, 1e-6, -1], np.float16))])
-    assert cached(rpo).logprobs.tolist() == [-65504.0, 0.0, -1.0]
+    least, certain, _ = cached(rpo).logprobs.tolist()
+    assert (least, certain) == (-65504.0, -np.finfo(np.float16).smallest_subnormal), "0 means that nobody knows"
+
+
+def test_an_answer_whose_prefix_has_no_log_probabilities_keeps_none():
+    rpo = rollouts(
+        cache=CacheConfig(greedy_prob=1.0),
+        credit=CreditConfig(rule="paid"),
+        truncation=TruncationConfig(max_fraction=0.5),
+    )
+    put(rpo, answer(30))
+    start = plan(rpo, 1)
+    prefix = len(start.prefix)
+    assert start.kind == "prefixed" and prefix and not len(start.prefix_logprobs)
+    rollout = np.where(np.arange(40) < prefix, 0, -1.5).astype(np.float16)
+    observe(rpo, 1, start, [replace(answer(40), logprobs=rollout)])
+    assert len(cached(rpo).tokens) == 40 and not len(cached(rpo).logprobs)
 
 
 def test_a_first_visit_may_branch_from_trunks():
     rpo = rollouts(rollout=RolloutConfig(trunks=2, full_rollout_every=0), truncation=TruncationConfig(max_fraction=0.5))
     start = plan(rpo, 1, 8)
-    assert (start.kind, start.trunks, start.branch_size, start.group_size, len(start.prefix)) == ("trunk", 2, 4, 8, 0)
+    assert (start.kind, start.trunks, start.branch_size, start.group_size, len(start.prefix)) == (
+        "branched",
+        2,
+        4,
+        8,
+        0,
+    )
     branch = start.branch(answer(39).tokens, np.full(39, -0.5), 30, 1)
-    assert (branch.kind, branch.trunks, branch.group_size, branch.room) == ("trunk", 0, 4, 70)
+    assert (branch.kind, branch.trunks, branch.group_size, branch.room) == ("branched", 0, 4, 70)
     assert (branch.prefix.tolist(), branch.dropped, branch.source_step) == (list(range(30)), 9, 1)
     assert branch.prefix_logprobs.tolist() == [-0.5] * 30
-    observe(rpo, 1, branch, [answer(39), *[answer(39, correct=False)] * 3], [1.0, 0, 0, 0])
+    group = group_of(branch, [answer(39), *[answer(39, correct=False)] * 3])
+    group = replace(group, trunks=np.array([True, False, False, False]))
+    assert group.reused.tolist() == [0, 30, 30, 30] and group.generated.tolist() == [40, 10, 10, 10]
+    rpo.observe([group], 1, lambda keys: [(np.array(QUESTION), np.append(answer(39).tokens, END), NO_LOGPROBS)])
     # The trunk was right with all of its tokens; its branches say nothing.
     assert cached(rpo).evidence == Evidence(0, 40)
     assert plan(rpo, 2, 8).kind == "prefixed", "a second visit starts from the cache"
+
+
+def branches(rpo, *of_trunks):
+    """A first visit of two members a trunk; returns the counts. Members are numbered through."""
+    start, members = plan(rpo, 1, 2 * len(of_trunks)), [member for both in of_trunks for member in both]
+    groups = []
+    for number, both in enumerate(of_trunks):
+        trunk = both[0]
+        group = group_of(start.branch(trunk.tokens, np.full(len(trunk.tokens), -0.5), 10, 1), both)
+        keys = tuple(f"uid_{2 * number + place}_0" for place in range(len(both)))
+        groups.append(replace(group, keys=keys, trunks=np.array([True, False])))
+
+    def fetch(keys):
+        chosen = [members[int(key.split("_")[1])] for key in keys]
+        return [(np.array(QUESTION, np.int32), np.append(one.tokens, np.int32(END)), NO_LOGPROBS) for one in chosen]
+
+    return rpo.observe(groups, 1, fetch)
+
+
+def of_trunks():
+    return rollouts(
+        cache=CacheConfig(greedy_prob=1.0, keep_correct=False), rollout=RolloutConfig(trunks=2, full_rollout_every=0)
+    )
+
+
+def test_branches_of_one_question_offer_one_response():
+    right, wrong = [answer(20), answer(25)], [answer(30, correct=False), answer(35, correct=False)]
+    for order in ((right, wrong), (wrong, right)):
+        rpo = of_trunks()
+        counts = branches(rpo, *order)
+        assert (counts["offered"], counts["stored"], counts["incomplete"]) == (1, 1, 0)
+        assert len(cached(rpo).tokens) == 20 and cached(rpo).correct
+
+
+def test_trunks_of_one_visit_are_evidence_of_one_visit():
+    found = []
+    for order in ((20, 40), (40, 20)):
+        rpo = of_trunks()
+        branches(rpo, *([answer(tokens)] * 2 for tokens in order))
+        found.append(cached(rpo).evidence)
+    assert found == [Evidence(0, 62)] * 2
 
 
 def test_expected_success_falls_with_length_and_with_what_went_wrong():
@@ -212,7 +278,7 @@ def test_an_incomplete_group_teaches_nothing(rewards, group_size):
     rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
     members = [answer(5, correct=reward == 1.0, reward=reward) for reward in rewards]
     counts = observe(rpo, 1, plan(rpo, 1, group_size), members)
-    assert counts == {"offered": 0}
+    assert counts == {"offered": 0, "incomplete": 1}
     assert cached(rpo) is None
 
 
@@ -336,7 +402,7 @@ def test_evidence_grows_where_the_old_answer_is_kept():
     start = Start(KEY, "prefixed", 2, 70, answer(39).tokens[:30], 9, answer(39).id, 0)
     # Not greedy: the other response, which is wrong, is offered.
     counts = observe(rpo, 2, start, [answer(45), answer(45, correct=False)])
-    assert counts == {"offered": 1, "greedy": 0, "kept": 1}
+    assert counts == {"offered": 1, "incomplete": 0, "greedy": 0, "kept": 1}
     assert len(cached(rpo).tokens) == 39
     assert cached(rpo).evidence == Evidence(1.0, 16 + 16 / 2)
 

@@ -90,9 +90,9 @@ class _Counted:
 
     def add(self, group: Group, expected: float | None, given: list[list[Span]], found: list[list[Span]]) -> None:
         """Count a group: V(q), the spans that its prefix earned, and those that are trained."""
-        if expected is not None and not group.prefixed:
-            # Of responses that were generated whole, which is what V(q) speaks of.
-            whole = group.correct[:1] if group.branched else group.correct
+        # V(q) speaks of responses that were generated whole.
+        whole = group.correct[group.reused == 0]
+        if expected is not None and len(whole):
             self._errors.append(expected - float(whole.mean()))
         trained = sum(stop - start for row in found for start, stop, _ in row)
         if trained:

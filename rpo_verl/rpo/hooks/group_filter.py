@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rpo_verl.rpo.group import Group
-from rpo_verl.rpo.hooks.groups import read_groups
+from rpo_verl.rpo.hooks.groups import by_prompt, read_groups
 from rpo_verl.rpo.options import RewardConfig
 from rpo_verl.rpo.scale import RewardScale
 from rpo_verl.upstream import queue
@@ -37,7 +37,7 @@ class ShapedGroupFilter:
             return filtered
         groups = self._read(partition_id, new)
         for uid, branches in groups.items():
-            idle = all(len(group) > 1 and not group.has_signal for group in branches)
+            idle = all(len(group) > 1 and not group.has_signal and not self._rpo_earns(group) for group in branches)
             judged[uid] = float(branches[0].shaped[0]) if idle else None
         prefixed = {uid for uid, branches in groups.items() if branches[0].prefixed}
         self._rpo_prefixed = (self._rpo_prefixed | prefixed) & judged.keys()
@@ -53,7 +53,10 @@ class ShapedGroupFilter:
         self._rpo_speak_up_if_all_failed(partition_id, sampleable_keys)
         idle = self._oldest_first(partition_id, self._without_signal(partition_id, sampleable_keys))
         missing = max(0, batch_size - (len(sampleable_keys) - len(idle)))
-        return super()._select_prompt_uids(partition_id, sampleable_keys - set(idle[missing:]), batch_size)
+        selected = super()._select_prompt_uids(partition_id, sampleable_keys - set(idle[missing:]), batch_size)
+        if partition_id != queue.VALIDATION and self.finished_keys[partition_id] & set(selected[0]):
+            self._rpo_failed_in_a_row = 0
+        return selected
 
     def _clear_groups(self, partition_id: str, uids: set[str]) -> None:
         """Show finished groups to RPO before they are gone: those without a signal, stale ones, surplus."""
@@ -85,10 +88,7 @@ class ShapedGroupFilter:
 
     def _read(self, partition_id: str, uids: set[str]) -> dict[str, list[Group]]:
         rows = {key: tag for key, tag in self.partitions[partition_id].items() if queue.prompt_of(key) in uids}
-        found: dict[str, list[Group]] = {}
-        for group in read_groups(list(rows), list(rows.values()), partition_id, self._rpo_reward, self._rpo_scale):
-            found.setdefault(queue.prompt_of(group.keys[0]), []).append(group)
-        return found
+        return by_prompt(read_groups(list(rows), list(rows.values()), partition_id, self._rpo_reward, self._rpo_scale))
 
 
 def watch_groups(
@@ -98,6 +98,7 @@ def watch_groups(
     on_discard: Callable[[list[Group], str], None],
     on_failure: Callable[[int, int | None], None] = lambda groups, in_a_row: None,
     scale: RewardScale | None = None,
+    earns_credit: Callable[[Group], bool] = lambda group: False,
 ) -> None:
     """Put the filter over a replay buffer that veRL has built.
 
@@ -106,12 +107,13 @@ def watch_groups(
         reward: how to shape, and how many groups the filter may discard.
         train_batch_size: groups a step trains on.
         on_discard: called with finished groups that will not be trained on, and their partition, while they are still
-        in
-            the queue.
+            in the queue.
         on_failure: called with a number of groups whose rollout or reward failed and which veRL replaces, and how many
             have failed in a row; and with all groups of a step and None where nothing is left to train on.
         scale: of the run's rewards.
+        earns_credit: whether a group without a signal is trained on for the sake of its prefix.
     """
+    buffer._rpo_earns = earns_credit
     buffer._rpo_reward, buffer._rpo_on_discard = reward, on_discard
     buffer._rpo_on_failure, buffer._rpo_scale, buffer._rpo_failed_in_a_row = on_failure, scale, 0
     at_most = reward.filter_at_most

@@ -27,7 +27,7 @@ def read_groups(
     """Read the groups that RPO started; rows of other agent loops and padding are not among them.
 
     Groups are ordered by question, members by key, so that a repeated run has the same cache whoever finished first.
-    The members that branch from one trunk are a group, and the trunk is the first of them.
+    The members that branch from one trunk are a group, and the trunk is the first of them where it is there.
 
     Args:
         keys: (B,) of finished trajectories in the queue.
@@ -77,9 +77,19 @@ def read_groups(
                 rewards=base,
                 correct=right,
                 shaped=shape_group(base, lengths, right, options),
+                # Where the trunk itself was lost, none of these is one.
+                trunks=np.array([_place(keys[i], starts[i])[1] == 0 for i in rows]) if starts[rows[0]].trunks else None,
             )
         )
     return groups
+
+
+def by_prompt(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """veRL's name of a question's group → its branches, or the one group that does not branch."""
+    found: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        found[queue.prompt_of(group.keys[0])].append(group)
+    return found
 
 
 def branches_of(keys: Sequence[str], groups: Sequence[Group]) -> np.ndarray | None:

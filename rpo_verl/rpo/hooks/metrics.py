@@ -5,11 +5,13 @@ veRL reduces metrics by substrings of their names (`max`, `min`, `sum`, `total`,
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from rpo_verl.rpo.group import Group, differ
+from rpo_verl.rpo.hooks.groups import by_prompt
+from rpo_verl.rpo.start import Kind
 from rpo_verl.upstream import queue
 
 
@@ -22,7 +24,7 @@ class Discarded:
     def add(self, groups: Sequence[Group], updates: Counter[str]) -> None:
         """Count groups and what the cache did with them."""
         self._counts.update(
-            groups=len(groups),
+            groups=len(by_prompt(groups)),
             prefixed=sum(group.prefixed for group in groups),
             tokens=sum(int(group.generated.sum()) for group in groups),
             dropped=updates["dropped"],
@@ -53,19 +55,20 @@ def composition_metrics(groups: Sequence[Group], rows: Sequence[str], wanted: in
         wanted: groups that the batch should have.
         group_size: responses a group should have, where RPO did not start it.
     """
-    # A group that branches from several trunks is one of veRL's.
-    kinds = Counter({queue.prompt_of(group.keys[0]): group.start.kind for group in groups}.values())
+    of_prompts = by_prompt(groups)
+    kinds = Counter(branches[0].start.kind for branches in of_prompts.values())
     responses = Counter(queue.prompt_of(session) for session in {f"{queue.session_of(key)}_0" for key in rows})
-    sizes: Counter[str] = Counter()
-    for group in groups:
-        sizes[queue.prompt_of(group.keys[0])] += group.start.group_size
+    # Of a group that branches, the start of a branch knows its own size alone.
+    sizes = {
+        prompt: group_size if first.branched else first.start.group_size for prompt, (first, *_) in of_prompts.items()
+    }
     failed = max(0, wanted - len(responses))
     missing = sum(max(0, sizes.get(prompt, group_size) - count) for prompt, count in responses.items())
     return {
         "rpo/groups/full_total": kinds["full"],
         "rpo/groups/prefixed_total": kinds["prefixed"],
         "rpo/groups/refreshed_total": kinds["refreshed"],
-        "rpo/groups/branched_total": kinds["trunk"],
+        "rpo/groups/branched_total": kinds["branched"],
         "rpo/groups/passed_through_total": len(responses) - len(sizes),
         "rpo/groups/failed_total": failed,
         "rpo/response/failed_total": missing + failed * group_size,
@@ -86,11 +89,16 @@ def batch_metrics(groups: Sequence[Group], updates: Counter[str]) -> dict[str, A
         return np.concatenate([getattr(group, name) for group in groups])
 
     prefix, suffix, response = members("reused"), members("generated"), members("response_tokens")
-    kinds = Counter(group.start.kind for group in groups)
+    of_prompts = by_prompt(groups).values()
+    kinds = Counter(branches[0].start.kind for branches in of_prompts)
     on_hit = [group.generated for group in groups if group.prefixed]
     metrics = {
-        "rpo/groups/no_signal_share_before_shaping": float(np.mean([not differ(group.rewards) for group in groups])),
-        "rpo/groups/no_signal_share_after_shaping": float(np.mean([not group.has_signal for group in groups])),
+        "rpo/groups/no_signal_share_before_shaping": float(
+            np.mean([not any(differ(branch.rewards) for branch in branches) for branches in of_prompts])
+        ),
+        "rpo/groups/no_signal_share_after_shaping": float(
+            np.mean([not any(branch.has_signal for branch in branches) for branches in of_prompts])
+        ),
         "rpo/tokens/generated_total": int(suffix.sum()),
         "rpo/tokens/reused_total": int(prefix.sum()),
         "rpo/tokens/saved_share": float(prefix.sum() / response.sum()),
@@ -98,17 +106,17 @@ def batch_metrics(groups: Sequence[Group], updates: Counter[str]) -> dict[str, A
         "rpo/reward/shaped_mean": float(members("shaped").mean()),
         "rpo/reward/correct_share": float(members("correct").mean()),
         "rpo/suffix/capped_share": float(members("capped").mean()),
-        "rpo/cache/hit_rate": 1 - (kinds["full"] + kinds["trunk"]) / len(groups),
+        "rpo/cache/hit_rate": 1 - (kinds["full"] + kinds["branched"]) / len(of_prompts),
         "rpo/cache/greedy_updates_total": updates["greedy"],
         "rpo/cache/exploratory_updates_total": updates["offered"] - updates["greedy"],
         "rpo/cache/stored_updates_total": updates["stored"],
         "rpo/cache/dropped_total": updates["dropped"],
         "rpo/cache/late_total": updates["late"],
-        "rpo/cache/incomplete_total": len(groups) - updates["offered"],
+        "rpo/cache/incomplete_total": updates["incomplete"],
     }
-    for name, kind in (("full", "full"), ("prefixed", "prefixed"), ("refreshed", "refreshed"), ("branched", "trunk")):
+    for kind in get_args(Kind):
         tokens = sum(int(group.generated.sum()) for group in groups if group.start.kind == kind)
-        metrics[f"rpo/tokens/{name}_total"] = tokens
+        metrics[f"rpo/tokens/{kind}_total"] = tokens
     if on_hit:
         metrics["rpo/tokens/generated_per_sample_on_hit"] = float(np.concatenate(on_hit).mean())
     for name, lengths in (("prefix", prefix), ("suffix", suffix), ("response", response)):

@@ -13,6 +13,8 @@ from rpo_verl.rpo.options import RPOConfig, validate
 from rpo_verl.rpo.store import StoreError, read_manifest
 from rpo_verl.upstream.settings import MANAGER, read_options
 
+#: Losses of veRL with one ratio for a whole response.
+SEQUENCE_LOSSES = ("gspo", "geo_mean")
 #: Section that RPO adds to the configuration in the TaskRunner; reward workers read it.
 WRAPPED = "rpo_wrapped"
 
@@ -69,6 +71,13 @@ def check(config: DictConfig) -> RPOConfig:
 
 def _refuse_what_needs_the_prefix(config: DictConfig, rule: str) -> None:
     correction = config.algorithm.get("rollout_correction") or {}
+    loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
+    if rule in WEIGHTED and loss in SEQUENCE_LOSSES:
+        raise ConfigError(
+            f"rpo.credit.rule={rule} with actor_rollout_ref.actor.policy_loss.loss_mode={loss}: that loss has one "
+            "ratio for a whole response, and an older policy wrote its prefix. Use a loss with a ratio for each token, "
+            "such as vanilla, or rpo.credit.rule=none."
+        )
     if rule in WEIGHTED:
         _refuse_unknown_log_probs(config, rule)
     if rule == "literal" and correction.get("bypass_mode", False):

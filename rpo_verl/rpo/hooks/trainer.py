@@ -16,6 +16,7 @@ from verl.utils.debug import marked_timer
 from verl.utils.fs import copy_to_local
 
 from rpo_verl.rpo import store
+from rpo_verl.rpo.credit import earns_credit
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.hooks.advantage import SHAPING, Shaping
 from rpo_verl.rpo.hooks.credit import write_credit
@@ -74,7 +75,7 @@ class PartialRolloutTrainer:
         if isinstance(buffer, ReplayBuffer) and not scored_late:
             watch_groups(
                 buffer, self._options.reward, self.config.data.train_batch_size, self._learn_from_discarded,
-                self._tell_of_failed, self._scale,
+                self._tell_of_failed, self._scale, self._earns_credit,
             )  # fmt: skip
         return buffer
 
@@ -99,7 +100,7 @@ class PartialRolloutTrainer:
         checkpoints = Path(self.config.trainer.default_local_dir).resolve()
         folder = checkpoints / f"global_step_{self.global_steps}" / STORE
         with marked_timer("rpo_cache_save", self.timing_raw):
-            self._rollouts.save(folder, self.global_steps, self._run)
+            self._rollouts.save(folder, self.global_steps, self._run, self._scale.beyond_full)
         super()._save_checkpoint()
         for old in checkpoints.glob(f"global_step_*/{STORE}"):
             # veRL deletes the actor of a checkpoint it no longer keeps.
@@ -146,12 +147,14 @@ class PartialRolloutTrainer:
                 )
             if self._rollouts.keeps_logprobs and (unknown := self._rollouts.without_logprobs()):
                 logger.warning(
-                    "RPO: %d of them have no log-probabilities of actor_rollout_ref.rollout.temperature=%g. Their "
-                    "prefixes earn no credit until a response of this run replaces them.",
+                    "RPO: %d cached answers have no log-probabilities of actor_rollout_ref.rollout.temperature=%g. "
+                    "Their prefixes earn no credit until a response that this run wrote as a whole replaces them.",
                     unknown,
                     self.config.actor_rollout_ref.rollout.temperature,
                 )
             if self.global_steps > 0:
+                for source, best in manifest.best_rewards.items():
+                    self._scale.see(source, [best])
                 for doubt in store.doubts(manifest, self.global_steps, self._run):
                     logger.warning("RPO: %s", doubt)
 
@@ -223,6 +226,9 @@ class PartialRolloutTrainer:
     def _observe(self, groups: list[Group], partition_id: str) -> Any:
         fetch = fetch_rows(partition_id, self._rollouts.keeps_logprobs)
         return self._rollouts.observe(groups, self.global_steps, fetch)
+
+    def _earns_credit(self, group: Group) -> bool:
+        return earns_credit(group, self._options.credit, self._rollouts.expected_success(group))
 
     def _learn_from_discarded(self, groups: list[Group], partition_id: str) -> None:
         """Groups that were generated and are not trained on count for the cache all the same."""

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from rich.filesize import decimal
 
 from rpo_verl import algorithms
-from rpo_verl.rpo.cache import ENTRY_BYTES, TOKEN_BYTES
+from rpo_verl.rpo.cache import ENTRY_BYTES, LOGPROB_BYTES, TOKEN_BYTES
+from rpo_verl.rpo.credit import WEIGHTED
 from rpo_verl.tools.cli.common import installed_version
 from rpo_verl.upstream import contract, preflight
 from rpo_verl.upstream.data_files import DataFile
@@ -218,7 +219,8 @@ def _questions(config: DictConfig, files: list[DataFile]) -> Iterator[Finding]:
         yield Finding(False, "data", f"{left}, so there would be no step")
     if config.get("rpo") is None:
         return
-    most = rows * (ENTRY_BYTES + TOKEN_BYTES * (int(lengths.mean()) + data.max_response_length))
+    of_a_token = TOKEN_BYTES + (LOGPROB_BYTES if config.rpo.credit.rule in WEIGHTED else 0)
+    most = rows * (ENTRY_BYTES + TOKEN_BYTES * int(lengths.mean()) + of_a_token * data.max_response_length)
     size = min(most, config.rpo.cache.max_bytes or most)
     fits = size < psutil.virtual_memory().available
     details = f"at most {decimal(size)} with every question answered at full length"

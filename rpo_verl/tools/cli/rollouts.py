@@ -5,11 +5,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from rpo_verl.rpo.shaping import is_correct
+from rpo_verl.rpo.start import Kind
 from rpo_verl.tools.cli.boundary import opens, split_at_boundary
 from rpo_verl.tools.cli.common import new_app
 from rpo_verl.tools.cli.screen import errors, screen
@@ -18,6 +19,8 @@ from rpo_verl.tools.json_lines import quoted, read_json_lines
 
 #: How the `uid` of a row begins that veRL adds to fill up a batch.
 PADDING = re.compile(r"pad[0-9a-f]{32}(_|$)")
+
+KINDS = get_args(Kind)
 
 app = new_app("Rollouts in veRL's trainer.rollout_data_dir.")
 
@@ -32,7 +35,7 @@ def show(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="veRL's trainer.rollout_data_dir.")],
     step: Annotated[list[int] | None, typer.Option(help="Only this training step. Repeat for several.")] = None,
     question: Annotated[str, typer.Option(help="Only questions that contain this text.")] = "",
-    kind: Annotated[str, typer.Option(help="Only groups of this kind: full, prefixed or refreshed.")] = "",
+    kind: Annotated[str, typer.Option(help=f"Only groups of this kind: {', '.join(KINDS)}.")] = "",
     min_reward: Annotated[float | None, typer.Option(help="Only base rewards of at least this.")] = None,
     max_reward: Annotated[float | None, typer.Option(help="Only base rewards of at most this.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of responses.")] = 8,
@@ -41,6 +44,8 @@ def show(
 
     The prefix is dim and the suffix bright: green if correct, else red.
     """
+    if kind and kind not in KINDS:
+        raise CommandError(f"--kind={kind}: must be one of {', '.join(KINDS)}")
     lowest = -math.inf if min_reward is None else min_reward
     highest = math.inf if max_reward is None else max_reward
     read = shown = 0
