@@ -9,29 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from benchmarks.lab.suites import RPO_TOKENS
+from benchmarks.learning_rates import LearningRate, learning_rate
 from benchmarks.policies import biased, biased_more, talkative, weakened, weakest
 from benchmarks.stores import Cache, initial_answers, trained_answers, true_answers
-
-
-@dataclass(frozen=True)
-class LearningRate:
-    """The best learning rate of a family of arms, and how it was found."""
-
-    value: str
-    sweep: str
-
-
-NO_SWEEP = "the recipe's; no sweep yet"
-#: Family of arms → its learning rate. The schedule is the same for all: cosine, from the first step to the last.
-LEARNING_RATES = {
-    "grpo": LearningRate("3e-4", NO_SWEEP),
-    "dapo": LearningRate("3e-4", NO_SWEEP),
-    "rpo": LearningRate("3e-4", NO_SWEEP),
-    "dapo-rpo": LearningRate("3e-4", NO_SWEEP),
-    "raft": LearningRate("3e-4", NO_SWEEP),
-}
-#: Tokens that RPO generates, as a share of GRPO's (docs/results/bench-main.json).
-RPO_TOKENS = 0.74
 
 
 @dataclass(frozen=True)
@@ -49,15 +30,25 @@ class Arm:
     max_response_length: int = 128
 
     family: str = "grpo"
-    """Of LEARNING_RATES."""
+    """For the learning rate."""
 
     share_of_steps: float = 1.0
     """Of the suite's training steps, for a run at the tokens of another arm."""
 
     @property
+    def policy(self) -> str:
+        """Name of the policy to begin with."""
+        return "tiny" if self.model is None else self.model.__name__.replace("_", "-")
+
+    @property
+    def learning_rate(self) -> LearningRate:
+        """That of its family on its policy."""
+        return learning_rate(self.policy, self.family)
+
+    @property
     def all_knobs(self) -> dict[str, str]:
-        """The knobs with the family's learning rate."""
-        return {"LEARNING_RATE": LEARNING_RATES[self.family].value, **self.knobs}
+        """The knobs with the learning rate."""
+        return {"LEARNING_RATE": self.learning_rate.value, **self.knobs}
 
 
 @dataclass(frozen=True)
@@ -173,6 +164,7 @@ MAIN = {
 COMPETITORS = {
     "grpo-2epochs": epochs(2),
     "grpo-4epochs": epochs(4),
+    "grpo-4epochs-quarter": replace(epochs(4), share_of_steps=0.25),
     "grpo-half": replace(GRPO, knobs={"GROUP_SIZE": "4"}),
     "raft": RAFT,
     "raft-rpo-tokens": replace(RAFT, share_of_steps=RPO_TOKENS),

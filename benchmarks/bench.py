@@ -26,9 +26,10 @@ from typing import Any
 import torch
 
 from benchmarks import exact
-from benchmarks.arms import LEARNING_RATES, SUITES, Arm, Suite
+from benchmarks.arms import SUITES, Arm, Suite
 from benchmarks.lanes import in_lanes, seeds_outermost
 from benchmarks.machine import commit, machine, processor
+from benchmarks.policies import sha256
 from benchmarks.results import page, plot_curves
 from benchmarks.steps import Metrics, Step, parts_of, read_metrics, step_of, training_steps
 from benchmarks.stores import PROBLEM_STEPS
@@ -37,7 +38,7 @@ from benchmarks.training import GROUP_SIZE, SAVE, claim, save_every, train
 from benchmarks.waiting import waits
 from rpo_verl.tools.evaluation.estimators import pass_at_k
 
-#: In the folder of a finished run: its commit and its processor.
+#: In the folder of a finished run: its commit, its processor, the checksum of its first policy, and its arm.
 FINISHED = "finished.json"
 #: In the folder of a run that exported its policy: training step → what was computed from the export.
 EXACT = "exact.json"
@@ -198,6 +199,9 @@ def run(name: str, suite: Suite, seed: int, out: Path) -> None:
         f"actor_rollout_ref.rollout.val_kwargs.n={SAMPLES}",
         f"trainer.validation_data_dir={(folder / 'validation').resolve()}",
         f"trainer.val_before_train={not suite.exact and name == suite.beginning(name)}",
+        # veRL gives vLLM the same random numbers for every data.seed.
+        f"actor_rollout_ref.rollout.seed={seed}",
+        *([f"rpo.seed={seed}"] if "+rpo=enabled" in arm.overrides else []),
         *arm.overrides,
     ]
     if suite.exact:
@@ -207,7 +211,7 @@ def run(name: str, suite: Suite, seed: int, out: Path) -> None:
     if arm.cache is not None:
         overrides.append(f"rpo.cache.path={arm.cache(folder, data, seed).resolve()}")
     knobs = {"GROUP_SIZE": str(GROUP_SIZE), "MODEL_PATH": str(start_of(arm, out).resolve()), **arm.all_knobs}
-    steps = suite.steps_of(name)
+    steps, made_by = suite.steps_of(name), commit()
     train(
         folder.name,
         folder,
@@ -227,7 +231,8 @@ def run(name: str, suite: Suite, seed: int, out: Path) -> None:
         measured = measure_exports(folder / "checkpoints", measured_start(arm, out))
         (folder / EXACT).write_text(json.dumps(measured) + "\n")
     record(folder, int(knobs["GROUP_SIZE"]))  # raises where a file is missing
-    (folder / FINISHED).write_text(json.dumps({"commit": commit(), "processor": processor()}) + "\n")
+    origin = {"commit": made_by, "processor": processor(), "policy": sha256(start_of(arm, out)), "arm": describe(arm)}
+    (folder / FINISHED).write_text(json.dumps(origin) + "\n")
 
 
 def run_in_lanes(
@@ -243,14 +248,22 @@ def in_turns(arms: Sequence[str], seeds: Sequence[int], suite: Suite) -> list[tu
 
 
 def finished(suite: Suite, out: Path, earlier: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Arm → seed → record of the runs in `out` and of those from `earlier` results, in the order of the suite."""
+    """Arm → seed → record of the runs in `out` and of those from `earlier` results, in the order of the suite.
+
+    Raises:
+        SystemExit: if a run was made with other settings than its arm has now.
+    """
     runs: dict[str, dict[str, Any]] = {}
     for name, arm in suite.arms.items():
         group_size = int(arm.knobs.get("GROUP_SIZE", GROUP_SIZE))
         found = dict(earlier.get("runs", {}).get(name, {}))
+        if found:
+            _same_arm(name, earlier["arms"][name], arm, "--continue-from")
         for mark in out.glob(f"{name}-seed*/{FINISHED}"):
             seed = mark.parent.name.removeprefix(f"{name}-seed")
-            found[seed] = record(mark.parent, group_size) | json.loads(mark.read_text())
+            origin = json.loads(mark.read_text())
+            _same_arm(name, origin.pop("arm"), arm, str(mark.parent))
+            found[seed] = record(mark.parent, group_size) | origin
         if found:
             runs[name] = {seed: found[seed] for seed in sorted(found, key=int)}
     for name, by_seed in runs.items():
@@ -259,6 +272,13 @@ def finished(suite: Suite, out: Path, earlier: Mapping[str, Any]) -> dict[str, d
             if seed in by_seed and by_seed[seed]["curve"][0]["step"] > before["step"] == 0:
                 by_seed[seed]["curve"].insert(0, before)
     return runs
+
+
+def _same_arm(name: str, then: Mapping[str, Any], now: Arm, where: str) -> None:
+    described = json.loads(json.dumps(describe(now)))
+    if then != described:
+        other = {key: (then.get(key), value) for key, value in described.items() if then.get(key) != value}
+        raise SystemExit(f"{where}: {name} ran with other settings (then, now): {other}. Delete the run to repeat it.")
 
 
 def settings_of(suite: Suite) -> dict[str, int]:
@@ -290,7 +310,7 @@ def describe(arm: Arm) -> dict[str, Any]:
     """The arm as the results have it."""
     made = {name: getattr(arm, name) for name in ("cache", "model")}
     names = {name: function.__name__ if function else None for name, function in made.items()}
-    return asdict(arm) | names | {"learning_rate": asdict(LEARNING_RATES[arm.family])}
+    return asdict(arm) | names | {"learning_rate": asdict(arm.learning_rate)}
 
 
 def main() -> None:

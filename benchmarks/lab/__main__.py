@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         out = args.out or OUT / args.suite
         try:
             parser().parse_args(args.extra)
-            claim(out, {"suite": args.suite, "options": args.extra})
+            claim(out, {"suite": args.suite})
             run_suite({name: suite.arms[name] for name in names}, seeds, args.extra, out, args.lanes)
         except ConfigError as error:
             options.error(str(error))

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.lab.groups import Finished
+from benchmarks.lab.policy import BrokenDown
 from rpo_verl.rpo.group import Group
 
 #: Groups that veRL requests for one that it filters.
 REFILL = 2
 #: Rounds of new groups in a step, after which the filter gives up; a step of a policy that still errs takes one or two.
-MOST_ROUNDS = 64
+MOST_ROUNDS = 16
 
 
 @dataclass
@@ -44,7 +45,7 @@ def collect(
         inflight: batches that may be generated at a time.
 
     Raises:
-        RuntimeError: if no batch is full after `MOST_ROUNDS` rounds.
+        BrokenDown: if no batch is full after `MOST_ROUNDS` rounds.
     """
     if has_signal is None:
         return Collected(list(roll_out(size)))
@@ -65,7 +66,7 @@ def collect(
             pool = found + idle
             return Collected(pool[:size], discarded + pool[size:])
         wanted = max(1, min(REFILL * without, inflight * size))
-    raise RuntimeError(
+    raise BrokenDown(
         f"of {len(found) + len(discarded)} groups {len(found)} had a signal, and a step needs {size}: "
         "the policy is right or wrong everywhere. Choose harder or easier questions (--problem-steps), or another arm."
     )

@@ -75,7 +75,7 @@ def roll_out(
         finished.append(
             Finished(
                 question,
-                _group(start, question, responses, step, reward, options.reward),
+                _group(start, question, responses, step, reward, options.reward, trunk is not None),
                 responses,
                 [np.concatenate([known, suffix.log_probs]).astype(np.float32) for suffix in suffixes],
             )
@@ -107,8 +107,9 @@ def _trunks(
 
 
 def _group(
-    start: Start, question: Question, responses: Sequence[np.ndarray], step: int, reward: Reward, shaping: RewardConfig
-) -> Group:
+    start: Start, question: Question, responses: Sequence[np.ndarray], step: int, reward: Reward, shaping: RewardConfig,
+    begins_with_trunk: bool,
+) -> Group:  # fmt: skip
     rewards, accuracies = np.array([reward(question, response) for response in responses], dtype=np.float64).T
     lengths = np.array([len(response) for response in responses])
     correct = np.array(
@@ -124,6 +125,7 @@ def _group(
         rewards=rewards,
         correct=correct,
         shaped=shape_group(rewards, lengths, correct, shaping),
+        trunks=np.arange(size) == 0 if begins_with_trunk else None,
     )
 
 

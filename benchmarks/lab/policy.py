@@ -12,6 +12,10 @@ from rpo_verl.question import TokenizerIdentity
 from rpo_verl.upstream.questions import read_end_ids
 
 
+class BrokenDown(RuntimeError):
+    """A training that cannot go on, because the policy is right or wrong everywhere."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """A causal language model in float32 on the CPU with its tokenizer."""

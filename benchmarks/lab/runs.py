@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.lab.options import check, model_folder
-from benchmarks.lab.policy import Policy
+from benchmarks.lab.options import check, model_folder, parser
+from benchmarks.lab.policy import BrokenDown, Policy
 from benchmarks.lab.suites import Suite
 from benchmarks.lab.training import Training
 from benchmarks.lanes import in_lanes, seeds_outermost
 from benchmarks.machine import commit, machine, processor
+from benchmarks.policies import sha256
 from benchmarks.tiny import ROOT
+from rpo_verl.config import ConfigError
 from rpo_verl.tools.files import write_text
 
 OUT = Path("runs/lab")
@@ -29,19 +31,34 @@ POLICIES = OUT / "policies"
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Train as the options say and write the record to `args.out`.
 
+    A training that breaks down has a record too, of what came before: that is a result.
+
     Raises:
         ConfigError: if the options cannot run.
     """
     check(args)
     disable_progress_bar()
     torch.set_num_threads(1)
-    training = Training(Policy.load(model_folder(args.model, POLICIES)), args)
-    record = training.run(partial(print, flush=True))
-    options = {name: value for name, value in vars(args).items() if name not in ("out", "suite", "seeds", "lanes")}
-    record |= {"args": options, "commit": commit(), "machine": machine() | {"processor": processor()}}
+    folder = model_folder(args.model, POLICIES)
+    origin = {
+        "args": options_of(args), "commit": commit(), "policy": sha256(folder),
+        "machine": machine() | {"processor": processor()},
+    }  # fmt: skip
+    training = Training(Policy.load(folder), args)
+    try:
+        record = training.run(partial(print, flush=True))
+    except BrokenDown as error:
+        print(f"[{args.arm} seed {args.seed}] broke down at step {training.step}: {error}", flush=True)
+        record = training.record() | {"broke_down": {"step": training.step, "why": str(error)}}
+    record |= origin
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that a record has, checked ones."""
+    return {name: value for name, value in vars(args).items() if name != "out"}
 
 
 def path_of(out: Path, arm: str, seed: int) -> Path:
@@ -60,22 +77,53 @@ def run_suite(suite: Suite, seeds: Sequence[int], extra: Sequence[str], out: Pat
         lanes: runs at a time, each on a core of its own.
 
     Raises:
+        ConfigError: if `out` has a record of an arm with other options.
         SystemExit: if a run fails; its output has said why.
     """
     todo = [(arm, seed) for arm, seed in seeds_outermost(list(suite), seeds) if not path_of(out, arm, seed).exists()]
+    for arm, by_seed in records(out).items():
+        for seed, record in by_seed.items():
+            if arm in suite and record["args"] != (now := arguments(suite[arm], seed, extra)):
+                other = {key: (value, now.get(key)) for key, value in record["args"].items() if value != now.get(key)}
+                raise ConfigError(
+                    f"{path_of(out, arm, seed)} was made with other options (then, now): {other}. Delete it to run it "
+                    "again, or choose --out"
+                )
     print(f"{len(todo)} runs; {len(suite) * len(seeds) - len(todo)} kept from earlier calls", flush=True)
     for model in sorted({model_of(suite[arm]) for arm, _ in todo}):
         # Before there are several runs at a time.
         model_folder(model, POLICIES)
 
     def one(arm: str, seed: int) -> None:
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.lab", *suite[arm], "--seed", str(seed), *extra]
-        done = subprocess.run([*command, "--out", str(path_of(out, arm, seed).resolve())], cwd=ROOT)
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.lab",
+            "--out",
+            str(path_of(out, arm, seed).resolve()),
+        ]
+        done = subprocess.run([*command, *command_of(suite[arm], seed, extra)], cwd=ROOT)
         if done.returncode:
             raise SystemExit(f"[{arm} seed {seed}] ended with status {done.returncode}")
 
     in_lanes([partial(one, arm, seed) for arm, seed in todo], lanes, lambda: print(table(records(out)), flush=True))
     print(table(records(out)), flush=True)
+
+
+def arguments(options: Sequence[str], seed: int, extra: Sequence[str]) -> dict[str, Any]:
+    """The checked options of a run of a suite."""
+    args = parser().parse_args(command_of(options, seed, extra))
+    check(args)
+    return options_of(args)
+
+
+def command_of(options: Sequence[str], seed: int, extra: Sequence[str]) -> list[str]:
+    """The arguments of a run of a suite; overrides of RPO come last, in one piece."""
+    given = [*options, "--seed", str(seed), *extra]
+    overrides = [argument for argument in given if argument.startswith("rpo.")]
+    return [*(argument for argument in given if argument not in overrides), *overrides]
 
 
 def model_of(options: Sequence[str]) -> str:
@@ -93,7 +141,7 @@ def records(out: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def table(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
-    """Final accuracy of every seed, their mean, tokens and seconds, as lines of text."""
+    """Final accuracy of every seed, their mean, tokens and processor seconds, as lines of text."""
     lines = []
     for arm, by_seed in found.items():
         last = [record["curve"][-1] for _, record in sorted(by_seed.items())]
@@ -104,6 +152,7 @@ def table(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
 
         lines.append(
             f"{arm:<28} {mean('accuracy'):.4f}  ({accuracies})  {mean('tokens'):>9,.0f} tokens  "
-            f"{mean('seconds'):>5.0f} s"
+            f"{mean('cpu_seconds'):>5.0f} s"
+            + "".join(f"  seed {s} broke down" for s, record in sorted(by_seed.items()) if "broke_down" in record)
         )
     return "\n".join(lines)

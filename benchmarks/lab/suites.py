@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from benchmarks.learning_rates import learning_rate
+
 Suite = Mapping[str, tuple[str, ...]]
 
-LEARNING_RATES = ("1.5e-4", "3e-4", "6e-4", "1.2e-3")
-#: Tokens of RPO with its defaults in 48 steps of 64 responses: 82.7 per response (docs/results/bench-main.json).
-RPO_TOKENS = round(48 * 64 * 82.7)
+#: What a sweep tries; where the best one is the first or the last, the sweep goes on beyond it.
+LEARNING_RATES = ("1.5e-4", "3e-4", "6e-4")
+#: Tokens of RPO with its defaults, as a share of GRPO's.
+RPO_TOKENS = 0.69
+#: Tokens of GRPO in 48 steps of 64 responses.
+GRPO_TOKENS = 344_000
 
 
 @dataclass(frozen=True)
@@ -18,54 +23,75 @@ class Named:
     seeds: tuple[int, ...]
 
 
-#: The best learning rate of every family on two policies.
-LR = {
-    f"{model}-{arm}-lr{lr}": ("--arm", arm, "--model", model, "--lr", lr)
-    for model in ("tiny", "biased")
-    for arm in ("grpo", "dapo", "rpo")
-    for lr in LEARNING_RATES
-}
-
-#: What RPO has to be held against: ways to need fewer tokens that cost nothing to try.
-COMPETITORS = {
-    f"{model}-{name}": ("--model", model, *options)
-    for model in ("tiny", "biased")
-    for name, options in {
-        "grpo": ("--arm", "grpo"),
-        "grpo-epochs2": ("--arm", "grpo", "--ppo-epochs", "2"),
-        "grpo-epochs4": ("--arm", "grpo", "--ppo-epochs", "4"),
-        "raft": ("--arm", "raft"),
-        "raft-rpo-tokens": ("--arm", "raft", "--max-tokens", str(RPO_TOKENS)),
-        "first-epoch": ("--arm", "first-epoch"),
-        "group4": ("--arm", "grpo", "--group-size", "4"),
-        "rpo": ("--arm", "rpo"),
-    }.items()
-}
-
 #: RPO without shaping and full steps, cut in the last tenth: what the arms of `REUSE` have in common.
 _SHORT = (
     "--arm", "rpo", "rpo.truncation.max_fraction=0.1", "rpo.rollout.full_rollout_every=0", "rpo.reward.shaping=false",
 )  # fmt: skip
 _PAID, _TRUNKS = "rpo.credit.rule=paid", "rpo.rollout.trunks=4"
-#: What credit for reused prefixes and trunks are worth, against GRPO at its better learning rate and RAFT.
-REUSE = {
-    f"{model}-{name}": ("--model", model, *options)
-    for model in ("biased", "tiny")
-    for name, options in {
-        "grpo-lr6e-4": ("--arm", "grpo", "--lr", "6e-4"),
-        "trunks4-paid": (*_SHORT, _TRUNKS, _PAID, "--prefix-weights", "1"),
-        "trunks4-paid-clipped": (*_SHORT, _TRUNKS, _PAID),
-        "raft": ("--arm", "raft"),
-        "trunks4-value": (*_SHORT, _TRUNKS, "rpo.credit.rule=value", "--prefix-weights", "1"),
-        "full-paid": (*_SHORT, _PAID, "--prefix-weights", "1"),
-        "trunks4-none": (*_SHORT, _TRUNKS),
-        "rpo": ("--arm", "rpo"),
-        "trunks1-paid": (*_SHORT, "rpo.rollout.trunks=1", _PAID, "--prefix-weights", "1"),
-    }.items()
+#: Family → an arm of it.
+FAMILIES = {
+    "grpo": ("--arm", "grpo"),
+    "dapo": ("--arm", "dapo"),
+    "rpo": ("--arm", "rpo"),
+    "raft": ("--arm", "raft"),
+    "trunks": (*_SHORT, _TRUNKS, _PAID),
 }
 
+#: The best learning rate of every family on two policies; seeds of its own, so that nothing is chosen on those that
+#: claims rest on.
+LR = {
+    f"{model}-{family}-lr{lr}": ("--model", model, "--lr", lr, *options)
+    for model in ("biased", "tiny")
+    for family, options in FAMILIES.items()
+    for lr in LEARNING_RATES
+}
+
+
+def _on_policies(arms: Suite) -> Suite:
+    """Arms, as family and options, on two policies with the family's learning rate there."""
+    return {
+        f"{model}-{name}": ("--model", model, "--lr", learning_rate(model, family).value, *options)
+        for model in ("biased", "tiny")
+        for name, (family, *options) in arms.items()
+    }
+
+
+#: What RPO has to be held against: ways to need fewer tokens that cost nothing to try.
+COMPETITORS = _on_policies(
+    {
+        "grpo": ("grpo", "--arm", "grpo"),
+        "grpo-2epochs": ("grpo", "--arm", "grpo", "--ppo-epochs", "2"),
+        "grpo-4epochs": ("grpo", "--arm", "grpo", "--ppo-epochs", "4"),
+        "grpo-4epochs-quarter": ("grpo", "--arm", "grpo", "--ppo-epochs", "4", "--steps", "12"),
+        "grpo-half": ("grpo", "--arm", "grpo", "--group-size", "4"),
+        "raft": ("raft", "--arm", "raft"),
+        "raft-rpo-tokens": ("raft", "--arm", "raft", "--max-tokens", str(round(RPO_TOKENS * GRPO_TOKENS))),
+        "first-epoch": ("raft", "--arm", "first-epoch"),
+        "rpo": ("rpo", "--arm", "rpo"),
+        "dapo": ("dapo", "--arm", "dapo"),
+    }
+)
+
+_WEIGHTS = ("--prefix-weights", "1")
+#: What credit for reused prefixes and trunks are worth, against GRPO and RAFT.
+REUSE = _on_policies(
+    {
+        "grpo": ("grpo", "--arm", "grpo"),
+        "trunks4-paid": ("trunks", *_SHORT, _TRUNKS, _PAID),
+        "raft": ("raft", "--arm", "raft"),
+        "trunks4-value": ("trunks", *_SHORT, _TRUNKS, "rpo.credit.rule=value"),
+        "trunks4-paid-weights1": ("trunks", *_SHORT, _TRUNKS, _PAID, *_WEIGHTS),
+        "trunks4-none": ("trunks", *_SHORT, _TRUNKS),
+        "rpo": ("rpo", "--arm", "rpo"),
+        "full-paid": ("trunks", *_SHORT, _PAID),
+        "trunks1-paid": ("trunks", *_SHORT, "rpo.rollout.trunks=1", _PAID),
+        "trunks4-paid-uniform": ("trunks", *_SHORT, _TRUNKS, _PAID, "rpo.cache.greedy_prob=0"),
+        "trunks4-paid-L0.25": ("trunks", *_SHORT, _TRUNKS, _PAID, "rpo.truncation.max_fraction=0.25"),
+    }
+)
+
 SUITES = {
-    "lr": Named(LR, (1, 2, 3)),
+    "lr": Named(LR, (11, 12)),
     "competitors": Named(COMPETITORS, (1, 2, 3, 4, 5)),
     "reuse": Named(REUSE, (1, 2, 3, 4, 5)),
 }

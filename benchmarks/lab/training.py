@@ -23,6 +23,7 @@ from benchmarks.lab.policy import Policy
 from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward
 from benchmarks.lab.sampler import Sampler
 from benchmarks.lab.update import UpdateOptions, Updater
+from rpo_verl.rpo.credit import earns_credit
 from rpo_verl.rpo.group import Group, differ
 from rpo_verl.rpo.options import RewardConfig, RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
@@ -68,7 +69,9 @@ class Training:
         self.clock, self.tokens, self.step = Clock(), 0, 0
         self.steps: list[dict[str, Any]] = []
         self.curve: list[dict[str, Any]] = []
-        self._rpo = read_rpo(args.rpo, args.max_response_length, max(2, args.group_size))
+        # Draws of its own for every seed; an override wins.
+        options = [f"rpo.seed={args.seed}", *args.rpo]
+        self._rpo = read_rpo(options, args.max_response_length, max(2, args.group_size))
         self._rollouts = cache_of(policy, self._rpo, args.max_response_length) if self.method.reuse else None
         # Without RPO nothing is shaped.
         self._rollout_options = self._rpo if self.method.reuse else RPOConfig(reward=RewardConfig(shaping=False))
@@ -130,9 +133,12 @@ class Training:
         return collect(
             self._new_groups,
             self.args.batch,
-            signal_of(self.method),
+            signal_of(self.method, self._earns_credit),
             None if limit is None else round(limit * self.args.batch),
         )
+
+    def _earns_credit(self, group: Group) -> bool:
+        return earns_credit(group, self._rpo.credit, self._rollouts.expected_success(group))
 
     def _new_groups(self, count: int) -> list[Finished]:
         questions = self._visits.take(count)
@@ -230,10 +236,10 @@ def cache_of(policy: Policy, options: RPOConfig, max_response_length: int) -> Pa
     return rollouts
 
 
-def signal_of(method: Method) -> Callable[[Group], bool] | None:
-    """What the filter asks of a group; None: no filter. DAPO's looks at accuracies, RPO's at shaped rewards."""
+def signal_of(method: Method, earns: Callable[[Group], bool]) -> Callable[[Group], bool] | None:
+    """What the filter asks of a group; None: no filter. DAPO's looks at accuracies, RPO's at shaped rewards and credit."""
     if not method.filtered:
         return None
     if method.reuse:
-        return lambda group: group.has_signal
+        return lambda group: group.has_signal or earns(group)
     return lambda group: differ(group.correct.astype(float))

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,9 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import arms, bench, blocks, contamination, exact, overhead, policies, steps, stores, waiting
+from benchmarks import arms, bench, contamination, exact, overhead, policies, steps, stores, waiting
 from benchmarks import results as results_of
+from benchmarks.learning_rates import learning_rate
 from benchmarks.steps import Step
 from benchmarks.tiny import CHECKPOINT, prompt_ids
 from rpo_verl.config import out_of_range
@@ -232,7 +233,7 @@ def test_every_seed_begins_with_another_arm():
         stores.trained_answers(Path("nowhere/cache-strong-seed1"), Path(), 1)
 
 
-def leave_behind(folder, *, rpo):
+def leave_behind(folder, *, rpo, suite="talkative"):
     """What a finished run of two steps leaves behind."""
     timed = {"timing_s/step": 10.0, "timing_s/gen": 6.0, "timing_s/update_actor": 3.0}
     sizes = {"perf/total_num_tokens": 160, "prompt_length/mean": 10, "response_length/mean": 30}
@@ -256,7 +257,9 @@ def leave_behind(folder, *, rpo):
     (folder / "validation" / "2.jsonl").write_text(
         "".join(json.dumps(dict(zip(("input", "output", "acc"), answer, strict=True))) + "\n" for answer in answers)
     )
-    (folder / "finished.json").write_text(json.dumps({"commit": "abc123", "processor": "some processor"}))
+    arm = arms.SUITES[suite].arms.get(folder.name.rpartition("-seed")[0], arms.GRPO)
+    origin = {"commit": "abc123", "processor": "some processor", "arm": bench.describe(arm)}
+    (folder / "finished.json").write_text(json.dumps(origin))
 
 
 def test_results_are_of_all_finished_runs(tmp_path):
@@ -299,12 +302,19 @@ def test_results_are_of_all_finished_runs(tmp_path):
     both = bench.finished(suite, tmp_path / "elsewhere", earlier)
     assert {arm: list(by_seed) for arm, by_seed in both.items()} == {"grpo": ["1", "2", "10"], "rpo": ["1", "2"]}
     assert both["grpo"] == runs["grpo"] and both["rpo"]["1"] == runs["rpo"]["1"]
+
+    # But not with other settings under an old name.
+    other = replace(suite, arms={**suite.arms, "rpo": arms.tenth()})
+    with pytest.raises(SystemExit, match=r"rpo-seed1: rpo ran with other settings .*overrides"):
+        bench.finished(other, tmp_path, {})
+    with pytest.raises(SystemExit, match=r"--continue-from: rpo ran with other settings"):
+        bench.finished(other, tmp_path / "nowhere", earlier)
     assert both["rpo"]["2"]["curve"] == runs["rpo"]["1"]["curve"]
 
 
 def test_accuracy_of_a_run_that_exports_is_that_of_its_exports(tmp_path):
     suite, folder = arms.SUITES["tiny"], tmp_path / "rpo-seed1"
-    leave_behind(folder, rpo=True)
+    leave_behind(folder, rpo=True, suite="tiny")
     measured = {"accuracy": 0.4, "greedy": 0.6, "pass_at_k": {"2": 0.5, "8": 0.7, "32": 0.9}, "entropy": 0.03}
     exports = {"0": measured, "1": measured | {"accuracy": 0.5}, "2": measured | {"accuracy": 0.625}}
     (folder / "exact.json").write_text(json.dumps(exports))
@@ -318,7 +328,7 @@ def test_accuracy_of_a_run_that_exports_is_that_of_its_exports(tmp_path):
         "0.625", "0.600", "0.500", "0.700", "0.900", "0.0300", "0.750", f"{46 / 15:.1f}"
     ]  # fmt: skip
     assert "exact accuracy every 8 on 1,024 questions" in results_of.page(results)
-    assert results["arms"]["rpo"]["learning_rate"]["value"] == arms.LEARNING_RATES["rpo"].value
+    assert results["arms"]["rpo"]["learning_rate"] == asdict(learning_rate("tiny", "rpo"))
 
 
 def test_exports_are_measured_and_deleted_but_for_the_last(tmp_path, monkeypatch, one_thread):
@@ -451,7 +461,6 @@ def test_suites():
             for arm in suite.arms.values()
         ]
         assert len(set(overrides)) == len(overrides), "two arms are the same"
-        assert all(arm.family in arms.LEARNING_RATES for arm in suite.arms.values())
     assert arms.SUITES["cuts"].of_length(10).test_freq == 2
 
 
@@ -494,10 +503,8 @@ def test_every_arm_has_the_lean_layer_but_those_of_verl_as_it_comes():
 
 def test_an_arm_at_the_tokens_of_another_has_fewer_steps():
     tiny = arms.SUITES["tiny"]
-    assert (tiny.steps_of("raft"), tiny.steps_of("raft-rpo-tokens")) == (48, 36)
-    runs = blocks.result("bench-main")["runs"]
-    spent = [sum(run["generated_tokens"] for run in runs[arm].values()) for arm in ("rpo", "grpo-plain")]
-    assert round(spent[0] / spent[1], 2) == arms.RPO_TOKENS
+    assert (tiny.steps_of("raft"), tiny.steps_of("raft-rpo-tokens")) == (48, 33)
+    assert tiny.steps_of("grpo-4epochs-quarter") == 12
 
 
 OVERRIDES = {

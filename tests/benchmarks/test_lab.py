@@ -18,7 +18,7 @@ from benchmarks.lab import batches, options, runs, suites
 from benchmarks.lab.advantages import as_batch, estimate, give_credit, imitate, truncate_weights
 from benchmarks.lab.batches import collect
 from benchmarks.lab.groups import observe, plan_starts, roll_out
-from benchmarks.lab.policy import Policy
+from benchmarks.lab.policy import BrokenDown, Policy
 from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward
 from benchmarks.lab.sampler import Continuation
 from benchmarks.lab.training import Training, signal_of
@@ -200,7 +200,7 @@ def test_the_filter_asks_for_two_groups_for_one_and_discards_surplus():
 def test_a_filter_that_finds_nothing_gives_up(monkeypatch):
     monkeypatch.setattr(batches, "MOST_ROUNDS", 3)
     roll, wanted = supply(*[False] * 10)
-    with pytest.raises(RuntimeError, match="of 10 groups 0 had a signal, and a step needs 2"):
+    with pytest.raises(BrokenDown, match="of 10 groups 0 had a signal, and a step needs 2"):
         collect(roll, 2, lambda g: g.has_signal)
     assert wanted == [2, 4, 4]
 
@@ -225,9 +225,9 @@ def test_prefixed_groups_beyond_the_limit_fill_the_batch():
 def test_filters_look_at_accuracies_or_at_shaped_rewards():
     (found,) = groups_of(None, 1, [9, END], [9, 5, 5, END], shaping=True)
     assert found.group.shaped[0] != found.group.shaped[1]
-    assert not signal_of(options.METHODS["dapo"])(found.group)
-    assert signal_of(options.METHODS["dapo-rpo"])(found.group)
-    assert signal_of(options.METHODS["grpo"]) is None
+    assert not signal_of(options.METHODS["dapo"], lambda group: True)(found.group)
+    assert signal_of(options.METHODS["dapo-rpo"], lambda group: False)(found.group)
+    assert signal_of(options.METHODS["grpo"], lambda group: True) is None
 
 
 # Advantages
@@ -540,6 +540,24 @@ def test_the_seed_decides_a_run(tmp_path):
     assert first == again != other
 
 
+def test_seeds_have_draws_of_their_own(policy):
+    def draws(*arguments):
+        args = options.parser().parse_args(["--arm", "rpo", "--eval-questions", "2", *arguments])
+        options.check(args)
+        return Training(policy, args)._rpo.seed
+
+    assert [draws("--seed", "1"), draws("--seed", "2"), draws("--seed", "2", "rpo.seed=7")] == [1, 2, 7]
+
+
+def test_a_training_that_breaks_down_has_a_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "MOST_ROUNDS", 1)
+    # One question of two steps is answered right by all members, so that the filter finds nothing.
+    record = trained(tmp_path, "--arm", "dapo", "--batch", "1")
+    assert record["broke_down"]["step"] == 1 and "had a signal" in record["broke_down"]["why"]
+    assert [point["step"] for point in record["curve"]] == [0]
+    assert len(record["policy"]) == 64
+
+
 def test_a_budget_of_tokens_ends_a_run(tmp_path):
     record = trained(tmp_path, "--max-tokens", "1", "--arm", "raft")
     assert [point["step"] for point in record["curve"]] == [0, 1]
@@ -568,17 +586,24 @@ def test_policies_with_many_solutions_are_sampled(policy):
 def test_a_suite_goes_on_where_it_was_interrupted(tmp_path, capsys):
     out = tmp_path / "suite"
     out.mkdir()
-    kept = {"curve": [{"accuracy": 0.5, "tokens": 7, "seconds": 1.0}]}
+    suite = {"old": ("--arm", "rpo", "rpo.reward.alpha=0"), "new": ("--arm", "raft")}
+    extra = ["--steps", "1", *SHORT[2:]]
+    kept = {
+        "curve": [{"accuracy": 0.5, "tokens": 7, "seconds": 1.0, "cpu_seconds": 1.0}],
+        "args": runs.arguments(suite["old"], 1, extra), "broke_down": {"step": 1, "why": "a test"},
+    }  # fmt: skip
     runs.path_of(out, "old", 1).write_text(json.dumps(kept))
-    suite = {"old": ("--arm", "grpo"), "new": ("--arm", "raft")}
     affinity = os.sched_getaffinity(0)
-    runs.run_suite(suite, [1], ["--steps", "1", *SHORT[2:]], out, lanes=1)
+    runs.run_suite(suite, [1], extra, out, lanes=1)
     assert os.sched_getaffinity(0) == affinity
     found = runs.records(out)
     assert found["old"][1] == kept
     assert found["new"][1]["args"]["arm"] == "raft" and found["new"][1]["args"]["steps"] == 1
     assert "1 runs; 1 kept from earlier calls" in capsys.readouterr().out
-    assert [line.split()[:2] for line in runs.table(found).splitlines()][1] == ["old", "0.5000"]
+    _, line = runs.table(found).splitlines()
+    assert line.split()[:2] == ["old", "0.5000"] and line.endswith("seed 1 broke down")
+    with pytest.raises(ConfigError, match=r"(old|new)-seed1.json was made with other options .*'steps': \(1, 2\)"):
+        runs.run_suite(suite, [1], ["--steps", "2", *SHORT[2:]], out, lanes=1)
 
 
 def test_the_command_line(tmp_path, capsys):
@@ -588,7 +613,7 @@ def test_the_command_line(tmp_path, capsys):
         assert ended.value.code == 0 and "--suite" in capsys.readouterr().out
     assert "-m benchmarks.lab $(ARGS)" in (ROOT / "Makefile").read_text()
     for arguments, message in {
-        ("--suite", "lr", "--arms", "nothing"): "not among tiny-grpo-lr",
+        ("--suite", "lr", "--arms", "nothing"): "not among biased-grpo-lr",
         ("--suite", "lr", "--lanes", "999"): "each lane takes one",
         ("--arm", "grpo", "rpo.seed=1"): "does not read RPO's options",
         ("--model", "nowhere"): "neither one of",

@@ -1,0 +1,23 @@
+"""The learning rate of every family of arms on every policy, and how it was found."""
+
+from dataclasses import dataclass
+
+NO_SWEEP = "the recipe's; no sweep yet"
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """A learning rate and where it comes from. The schedule is the same for all: cosine, from the first step on."""
+
+    value: str
+    sweep: str
+
+
+RECIPE = LearningRate("3e-4", NO_SWEEP)
+#: (policy, family) → the best of a sweep; others train with the recipe's.
+SWEPT: dict[tuple[str, str], LearningRate] = {}
+
+
+def learning_rate(policy: str, family: str) -> LearningRate:
+    """The learning rate of a family of arms on a policy."""
+    return SWEPT.get((policy, family), RECIPE)
