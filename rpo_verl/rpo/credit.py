@@ -46,13 +46,12 @@ def credit(
         for row, tokens, advantage in zip(spans, group.prefix_tokens.tolist(), advantages.tolist(), strict=True):
             if tokens:
                 row.append((0, tokens, advantage))
-    elif options.rule in WEIGHTED:
-        if earns_credit(group, options, expected):
-            shared, advantage = int(group.prefix_tokens.min()), prefix_advantage(group.correct, options, expected)
-            # The shortest of those that are updated anyway, where there is one.
-            carrier = int(np.lexsort((group.response_tokens, advantages == 0))[0])
-            weight = carried_weight(group.response_tokens, carrier, loss_agg_mode)
-            spans[carrier].append((0, shared, advantage * weight))
+    elif earns_credit(group, options, expected):
+        shared, advantage = int(group.prefix_tokens.min()), prefix_advantage(group.correct, options, expected)
+        # The shortest of those that are updated anyway, where there is one.
+        carrier = int(np.lexsort((group.response_tokens, advantages == 0))[0])
+        weight = carried_weight(group.response_tokens, carrier, loss_agg_mode)
+        spans[carrier].append((0, shared, advantage * weight))
     return spans
 
 

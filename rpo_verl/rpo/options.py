@@ -107,8 +107,8 @@ class CreditConfig:
     rule: str = option("none", one_of("none", "literal", "value", "paid"))
     """`none` trains the suffix alone. `literal` gives the prefix the advantage of its suffix, as the paper's formula
     does. `paid` gives a shared prefix the share of correct responses behind it. `value` gives it the same, less the
-    question's expected success, divided by the deviation of that. Paper: literal; it took 1.6 times as long and ended 2 points lower in single runs
-    (docs/ablations.md)."""
+    question's expected success, divided by the deviation of that. Paper: literal; it took 1.6 times as long and ended
+    2 points lower in single runs (docs/ablations.md)."""
 
     min_deviation: float = option(0.15, Range("in (0, 0.5]", lambda value: 0 < value <= 0.5))
     """Smallest standard deviation that `value` divides by. Questions that are nearly always right, or nearly never,
