@@ -1,10 +1,10 @@
 """Train one arm of the fast lane, or a suite of them.
 
     python -m benchmarks.lab [--arm grpo] [--model tiny] [--seed 1] … [rpo.KEY=VALUE …]
-    python -m benchmarks.lab --suite lr|competitors [--arms …] [--seeds 1,2,3] [--lanes 2] [-- options of every run …]
+    python -m benchmarks.lab --suite lr|competitors|reuse [--arms …] [--seeds 1,2,3] [--lanes 2] [-- OPTION …]
 
-A run writes its record to runs/lab/ARM-seedSEED.json, a suite to runs/lab/SUITE/. Called again, a suite goes on where
-it was interrupted.
+A run writes its record to runs/lab/ARM-seedSEED.json, a suite to runs/lab/SUITE/, with results.json and results.md of
+all its runs. Called again, a suite goes on where it was interrupted.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.lab import publish
 from benchmarks.lab.options import check, model_folder, parser
 from benchmarks.lab.policy import BrokenDown, Policy
 from benchmarks.lab.suites import Suite
@@ -67,7 +68,7 @@ def path_of(out: Path, arm: str, seed: int) -> Path:
 
 
 def run_suite(suite: Suite, seeds: Sequence[int], extra: Sequence[str], out: Path, lanes: int) -> None:
-    """Run every arm with every seed that has no record in `out`, seeds outermost.
+    """Run every arm with every seed that has no record in `out`, seeds outermost; write the results after each.
 
     Args:
         suite: the arms.
@@ -108,8 +109,15 @@ def run_suite(suite: Suite, seeds: Sequence[int], extra: Sequence[str], out: Pat
         if done.returncode:
             raise SystemExit(f"[{arm} seed {seed}] ended with status {done.returncode}")
 
-    in_lanes([partial(one, arm, seed) for arm, seed in todo], lanes, lambda: print(table(records(out)), flush=True))
-    print(table(records(out)), flush=True)
+    def after() -> None:
+        found = records(out)
+        ordered = {arm: found[arm] for arm in suite if arm in found}
+        if ordered:
+            publish.write(publish.results(out.name, ordered), out)
+        print(table(found), flush=True)
+
+    in_lanes([partial(one, arm, seed) for arm, seed in todo], lanes, after)
+    after()
 
 
 def arguments(options: Sequence[str], seed: int, extra: Sequence[str]) -> dict[str, Any]:

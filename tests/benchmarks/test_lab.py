@@ -12,9 +12,9 @@ import torch
 from transformers import AutoTokenizer
 from verl.utils.torch_functional import get_cosine_schedule_with_warmup
 
-from benchmarks import lanes
+from benchmarks import lanes, machine
 from benchmarks.lab import __main__ as command
-from benchmarks.lab import batches, options, runs, suites
+from benchmarks.lab import batches, options, publish, runs, suites
 from benchmarks.lab.advantages import as_batch, estimate, give_credit, imitate, truncate_weights
 from benchmarks.lab.batches import collect
 from benchmarks.lab.groups import observe, plan_starts, roll_out
@@ -588,8 +588,11 @@ def test_a_suite_goes_on_where_it_was_interrupted(tmp_path, capsys):
     out.mkdir()
     suite = {"old": ("--arm", "rpo", "rpo.reward.alpha=0"), "new": ("--arm", "raft")}
     extra = ["--steps", "1", *SHORT[2:]]
+    point = {"step": 0, "tokens": 0, "seconds": 0.0, "cpu_seconds": 0.0, "accuracy": 0.25}
     kept = {
-        "curve": [{"accuracy": 0.5, "tokens": 7, "seconds": 1.0, "cpu_seconds": 1.0}],
+        "curve": [point, point | {"step": 1, "accuracy": 0.5, "tokens": 7, "seconds": 1.0, "cpu_seconds": 1.0}],
+        "steps": [], "generated_tokens": 7, "cpu_seconds": {"generation": 0.5}, "policy": "0" * 64, "commit": "abc123",
+        "machine": machine.machine() | {"processor": "some processor"},
         "args": runs.arguments(suite["old"], 1, extra), "broke_down": {"step": 1, "why": "a test"},
     }  # fmt: skip
     runs.path_of(out, "old", 1).write_text(json.dumps(kept))
@@ -602,8 +605,57 @@ def test_a_suite_goes_on_where_it_was_interrupted(tmp_path, capsys):
     assert "1 runs; 1 kept from earlier calls" in capsys.readouterr().out
     _, line = runs.table(found).splitlines()
     assert line.split()[:2] == ["old", "0.5000"] and line.endswith("seed 1 broke down")
+    page = (out / "results.md").read_text()
+    assert "`new` against `old`: One seed shows no difference" in page and "commit" in page
+    published = json.loads((out / "results.json").read_text())["runs"]["tiny"]
+    assert list(published) == ["old", "new"], "in the order of the suite"
+    assert published["old"]["1"]["broke_down"] == kept["broke_down"]
+    assert published["old"]["1"]["parts_s"] == {"generation": 0.5, "log-probs": 0, "update": 0, "plug-in": 0}
     with pytest.raises(ConfigError, match=r"(old|new)-seed1.json was made with other options .*'steps': \(1, 2\)"):
         runs.run_suite(suite, [1], ["--steps", "2", *SHORT[2:]], out, lanes=1)
+
+
+def published(**ends):
+    """Results of a suite: arm → its final accuracies by seed; an arm costs a tenth less than the one before."""
+    runs = {}
+    for number, (arm, accuracies) in enumerate(ends.items()):
+        cost = 1 - number / 10
+        runs[arm.replace("__", "-")] = {
+            str(seed): {
+                "curve": [{"step": 0, "seconds": 0, "tokens": 0, "accuracy": 0.25},
+                          {"step": 48, "seconds": 100 * cost, "tokens": 1000 * cost, "accuracy": accuracy}],
+                "generated_tokens": 1000 * cost, "parts_s": {"generation": 80 * cost, "update": 20 * cost},
+                "trained_rows": 32.0, "greedy": 0.9, "pass_at_k": {"8": 0.8, "32": 0.95}, "entropy": 0.01,
+                "commit": "abc123", "processor": "some processor",
+            }
+            for seed, accuracy in enumerate(accuracies, 1)
+        }  # fmt: skip
+    settings = {"problem_steps": 12, "questions": 64, "batch": 8, "eval_questions": 1024}
+    return {"suite": "reuse", "machine": machine.machine(), "settings": settings, "runs": {"biased": runs}}
+
+
+def test_costs_are_shares_of_the_first_arm(monkeypatch):
+    monkeypatch.setattr(publish, "PARTS", {"generation": "generation", "update": "update"})
+    found = published(grpo=(0.5, 0.6), rpo=(0.6, 0.7))
+    head, grpo, rpo = publish.cost_rows(found, "biased")
+    assert dict(zip(head, grpo, strict=True))["tokens"] == "100%"
+    assert dict(zip(head, rpo, strict=True)) == {
+        "arm": "rpo", "tokens": "90%", "time": "90%", "generation, s": "72.0", "update, s": "18.0",
+        "rows in the update": "32.0", "greedy": "0.900", "pass@8": "0.800", "pass@32": "0.950", "entropy": "0.0100",
+    }  # fmt: skip
+    text = publish.page(found)
+    assert "`rpo` against `grpo`: A difference is shown ([+10.0, +10.0] points)" in text
+    assert "`python -m benchmarks.lab --suite reuse`" in text and "commit abc123." in text
+
+
+def test_a_sweep_is_a_table_of_families_and_learning_rates():
+    found = published(grpo__lr3e__4=(0.5, 0.6), rpo__lr3e__4=(0.25,), grpo__lr6e__4=(0.7, 0.7))
+    found["runs"]["biased"]["rpo-lr3e-4"]["1"]["broke_down"] = {"step": 3, "why": "a test"}
+    assert publish.sweep_rows(found, "biased") == [
+        ["family", "3e-4", "6e-4"],
+        ["grpo", "0.550 [0.500, 0.600]", "0.700 [0.700, 0.700]"],
+        ["rpo", "0.250, 1 broke down", "–"],
+    ]
 
 
 def test_the_command_line(tmp_path, capsys):

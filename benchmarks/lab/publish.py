@@ -1,0 +1,137 @@
+"""From the records of a suite to its results: one JSON file, and the tables of a page.
+
+Seconds are those of the processor: a run has a core to itself, and what else goes on there does not count.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.results import difference_rows, final_accuracy, overturning, spread
+from rpo_verl.tools.evaluation.results import markdown
+from rpo_verl.tools.files import write_text
+
+#: Parts of a step, and what they are called in tables.
+PARTS = {"generation": "generation", "log-probs": "log-probs", "update": "update", "cache": "plug-in"}
+#: What an arm's name ends with in a sweep.
+LR = "-lr"
+
+
+def summary(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is published of a run's record."""
+    last, steps = record["curve"][-1], record["steps"]
+    keys = ("greedy", "pass_at_k", "entropy")
+    return {
+        "curve": [
+            {"step": p["step"], "seconds": round(p["cpu_seconds"], 1), "tokens": p["tokens"], "accuracy": p["accuracy"]}
+            for p in record["curve"]
+        ],
+        **{key: last[key] for key in keys if key in last},
+        "response_tokens": steps[-1]["response_tokens"] if steps else None,
+        "generated_tokens": record["generated_tokens"],
+        "parts_s": {name: record["cpu_seconds"].get(part, 0.0) for part, name in PARTS.items()},
+        "trained_rows": fmean(step["trained_rows"] for step in steps) if steps else 0.0,
+        "lr": record["args"]["lr"],
+        "commit": record["commit"],
+        "policy": record["policy"],
+        "processor": record["machine"]["processor"],
+    } | ({"broke_down": record["broke_down"]} if "broke_down" in record else {})
+
+
+def results(suite: str, records: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The published form of a suite: policy → arm → seed → summary, arms in the order of the suite."""
+    runs: dict[str, dict[str, dict[str, Any]]] = {}
+    machine, settings = {}, {}
+    for name, by_seed in records.items():
+        for seed, record in sorted(by_seed.items()):
+            args = record["args"]
+            arm = name.removeprefix(f"{args['model']}-")
+            runs.setdefault(args["model"], {}).setdefault(arm, {})[str(seed)] = summary(record)
+            machine = {key: value for key, value in record["machine"].items() if key != "processor"}
+            settings = {
+                "problem_steps": args["problem_steps"], "questions": args["questions"], "batch": args["batch"],
+                "eval_questions": args["eval_questions"],
+            }  # fmt: skip
+    return {"suite": suite, "machine": machine, "settings": settings, "runs": runs}
+
+
+def of_policy(found: Mapping[str, Any], policy: str) -> dict[str, Any]:
+    """The runs that begin with a policy, as the tables of `benchmarks.results` take them."""
+    return {"runs": found["runs"][policy], "arms": {}}
+
+
+def cost_rows(found: Mapping[str, Any], policy: str) -> list[list[str]]:
+    """Table of what arms cost and what they leave behind, one per row, head first: means over seeds.
+
+    Tokens and seconds of the processor are shares of the first arm's.
+    """
+    runs = found["runs"][policy]
+    first = next(iter(runs.values())).values()
+    tokens = fmean(run["generated_tokens"] for run in first)
+    seconds = fmean(sum(run["parts_s"].values()) for run in first)
+    columns: dict[str, tuple[Callable[[Mapping[str, Any]], float | None], str]] = {
+        "tokens": (lambda run: run["generated_tokens"] / tokens, "{:.0%}"),
+        "time": (lambda run: sum(run["parts_s"].values()) / seconds, "{:.0%}"),
+        **{f"{name}, s": (lambda run, name=name: run["parts_s"][name], "{:.1f}") for name in PARTS.values()},
+        "rows in the update": (lambda run: run["trained_rows"], "{:.1f}"),
+        "greedy": (lambda run: run.get("greedy"), "{:.3f}"),
+        "pass@8": (lambda run: run.get("pass_at_k", {}).get("8"), "{:.3f}"),
+        "pass@32": (lambda run: run.get("pass_at_k", {}).get("32"), "{:.3f}"),
+        "entropy": (lambda run: run.get("entropy"), "{:.4f}"),
+    }
+    rows = [["arm", *columns]]
+    for arm, by_seed in runs.items():
+        cells = []
+        for of, form in columns.values():
+            known = [value for run in by_seed.values() if (value := of(run)) is not None]
+            cells.append(form.format(fmean(known)) if known else "–")
+        rows.append([arm, *cells])
+    return rows
+
+
+def sweep_rows(found: Mapping[str, Any], policy: str) -> list[list[str]]:
+    """Table of final accuracies, a family of arms per row and a learning rate per column, head first."""
+    cells: dict[str, dict[str, str]] = {}
+    for arm, by_seed in found["runs"][policy].items():
+        family, _, lr = arm.rpartition(LR)
+        text = spread([final_accuracy(run) for run in by_seed.values()], "{:.3f}")
+        broken = sum("broke_down" in run for run in by_seed.values())
+        cells.setdefault(family, {})[lr] = f"{text}, {broken} broke down" if broken else text
+    rates = list(dict.fromkeys(lr for row in cells.values() for lr in row))
+    return [["family", *rates], *([family, *(row.get(lr, "–") for lr in rates)] for family, row in cells.items())]
+
+
+def provenance(found: Mapping[str, Any]) -> str:
+    """One sentence: command, length, machine, versions, commits."""
+    settings, machine = found["settings"], found["machine"]
+    runs = [run for arms in found["runs"].values() for by_seed in arms.values() for run in by_seed.values()]
+    commits, processors = (sorted({run[key] for run in runs}) for key in ("commit", "processor"))
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"`python -m benchmarks.lab --suite {found['suite']}`: problems of {settings['problem_steps']} operations, "
+        f"{settings['questions']} questions, {settings['batch']} a step, exact accuracy on "
+        f"{settings['eval_questions']:,} held-out questions; a run a core, {machine['cores']} cores of "
+        f"{' and '.join(processors)}, Python {machine['python']}, {versions}; commit {', '.join(commits)}."
+    )
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """All tables as Markdown, and where they come from."""
+    parts = []
+    for policy in found["runs"]:
+        parts.append(f"Policy `{policy}`:\n")
+        if any(LR in arm for arm in found["runs"][policy]):
+            parts.append(markdown(sweep_rows(found, policy)))
+            continue
+        one = of_policy(found, policy)
+        parts += [markdown(difference_rows(one)), markdown(cost_rows(found, policy))]
+        parts.append("".join(f"- {sentence}\n" for sentence in overturning(one)))
+    return "\n".join([*parts, provenance(found)]) + "\n"
+
+
+def write(found: Mapping[str, Any], out: Path) -> None:
+    """Write results.json and results.md to the folder of a suite."""
+    write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / "results.md", page(found))
