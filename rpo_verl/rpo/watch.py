@@ -48,7 +48,8 @@ class PrefixWatch:
         else:
             return None
         self._silent = True
-        return f"RPO: NO GROUP HAS STARTED FROM A PREFIX in {self._steps} steps: they trained as without RPO. {reason}"
+        steps = f"{self._steps} steps. The run trains as it would without RPO"
+        return f"RPO: NO GROUP HAS STARTED FROM A PREFIX in {steps}. {reason}"
 
     def _with_answers(self) -> str:
         truncation, rollout = self._options.truncation, self._options.rollout
