@@ -8,7 +8,7 @@ from benchmarks.learning_rates import learning_rate
 Suite = Mapping[str, tuple[str, ...]]
 
 #: What a sweep tries; where the best one is the first or the last, the sweep goes on beyond it.
-LEARNING_RATES = ("1.5e-4", "3e-4", "6e-4")
+LEARNING_RATES = ("1.5e-4", "3e-4", "6e-4", "1.2e-3")
 #: Tokens of RPO with its defaults, as a share of GRPO's.
 RPO_TOKENS = 0.69
 #: Tokens of GRPO in 48 steps of 64 responses.

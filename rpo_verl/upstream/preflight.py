@@ -17,7 +17,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rpo_verl.config import ConfigError
 from rpo_verl.upstream.data_files import DataFile, is_local, read_data_file
+from rpo_verl.upstream.settings import ended_by_message, whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,10 @@ logger = logging.getLogger(__name__)
 LISTED = 3
 #: Checks that read files.
 OF_FILES = ("model", "reward function", "checkpoint", "data")
+#: Settings of veRL that are counted with here, and at least 1.
+WHOLE_NUMBERS = (
+    "data.train_batch_size", "data.max_prompt_length", "data.max_response_length", "actor_rollout_ref.rollout.n",
+)  # fmt: skip
 REWARD_FUNCTION, REWARD_MANAGER = "reward.custom_reward_function", "reward.reward_manager"
 
 
@@ -48,6 +54,10 @@ class CheckInputs(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Raises SystemExit with every problem, which Hydra does not turn into a warning; logs the warnings."""
+        with ended_by_message():
+            self._check(config)
+
+    def _check(self, config: DictConfig) -> None:
         problems = []
         elsewhere = os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address")
         for finding in findings(config):
@@ -66,8 +76,12 @@ def findings(config: DictConfig, files: Sequence[DataFile] | None = None) -> Ite
         config: veRL's configuration.
         files: the training and validation files, where they were read already.
     """
+    wrong = list(_values(config))
+    yield from (Finding(False, "configuration values", problem) for problem in wrong)
+    if wrong:
+        # The other checks count with them.
+        return
     for check, examine in (
-        ("configuration values", _values),
         ("veRL's settings", _verls_settings),
         ("model", _model),
         ("reward function", _reward),
@@ -150,6 +164,11 @@ def _values(config: DictConfig) -> Iterator[str]:
             yield str(error).replace("\n", " ")
         return
     yield from (f"{key}=nan: is no number" for key in _nan_keys(container))
+    for key in WHOLE_NUMBERS:
+        try:
+            whole_number(config, key)
+        except ConfigError as error:
+            yield str(error)
 
 
 def _nan_keys(section: Any, key: str = "") -> Iterator[str]:

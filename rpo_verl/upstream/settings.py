@@ -1,5 +1,7 @@
 """From veRL's configuration to typed options, and the checks before Ray starts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -36,9 +38,21 @@ def read_options(config: DictConfig, name: str) -> Any:
         raise ConfigError(f"unknown or mistyped option in {name}: {'; '.join(hints) or error}") from error
 
 
+def whole_number(config: DictConfig, key: str) -> int:
+    """The value of a setting of veRL that is a whole number of at least 1.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    value = OmegaConf.select(config, key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{key}={value}: must be a whole number of at least 1")
+    return value
+
+
 def _leaves(section: DictConfig, prefix: str = "") -> list[str]:
     found = []
-    for key, value in section.items():
+    for key, value in section.items_ex(resolve=False):
         found += _leaves(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else [f"{prefix}{key}"]
     return found
 
@@ -75,11 +89,26 @@ class CheckSettings(Callback):
     """Hydra callback of the groups: refuses settings that cannot run before Ray starts."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Raises SystemExit, which Hydra, unlike other exceptions of a callback, does not turn into a warning."""
-        try:
+        """Raises SystemExit, with one message."""
+        with ended_by_message():
             contract.require_supported_verl()
             check(config)
-        except contract.ContractError as error:
-            raise SystemExit(str(error)) from error
-        except ConfigError as error:
-            raise SystemExit(f"rpo_verl: {error}") from error
+
+
+@contextmanager
+def ended_by_message() -> Iterator[None]:
+    """Turn what a check raises into SystemExit; Hydra turns other exceptions of a callback into warnings."""
+    try:
+        yield
+    except contract.ContractError as error:
+        raise SystemExit(str(error)) from error
+    except ConfigError as error:
+        raise SystemExit(f"rpo_verl: {error}") from error
+    except OmegaConfBaseException as error:
+        # A value that is missing or cannot be resolved; the message has its key.
+        raise SystemExit(f"rpo_verl: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        raise SystemExit(
+            f"rpo_verl: these settings could not be checked: {type(error).__name__}: {error}. Look for a value of the "
+            "wrong type; if there is none, please report this with the command."
+        ) from error

@@ -11,7 +11,7 @@ from rpo_verl.rpo.hooks import NAME, SINGLE_TURN
 from rpo_verl.rpo.hooks.advantage import UNSUPPORTED
 from rpo_verl.rpo.options import RPOConfig, validate
 from rpo_verl.rpo.store import StoreError, read_manifest
-from rpo_verl.upstream.settings import MANAGER, read_options
+from rpo_verl.upstream.settings import MANAGER, read_options, whole_number
 
 #: Losses of veRL with one ratio for a whole response.
 SEQUENCE_LOSSES = ("gspo", "geo_mean")
@@ -64,7 +64,9 @@ def check(config: DictConfig) -> RPOConfig:
         except StoreError as error:
             raise ConfigError(f"rpo.cache.path={options.cache.path}: {error}") from error
     validate(
-        options, max_response_length=config.data.max_response_length, group_size=config.actor_rollout_ref.rollout.n
+        options,
+        max_response_length=whole_number(config, "data.max_response_length"),
+        group_size=whole_number(config, "actor_rollout_ref.rollout.n"),
     )
     return options
 
