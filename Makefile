@@ -11,7 +11,7 @@ ARGS ?=
 JOBS ?= 2
 VERL ?= 0.9.1
 
-.PHONY: demo demo-dapo pass-at-k policies bench bench-lm lab test test-slow test-recipes docs docs-serve results bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test contract setup lint lock pretrain clean
+.PHONY: demo demo-dapo pass-at-k policies bench bench-lm lab test test-slow test-recipes docs docs-serve results bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test soak contract setup lint lock pretrain clean
 
 demo: setup  ## GRPO against GRPO+RPO with cuts near the end, on the tiny reasoner: table, plot and runs/demo/summary.json
 	$(BIN)/python -m benchmarks.demo $(ARGS)
@@ -75,6 +75,9 @@ bench-overhead: setup  ## cost of RPO where it saves nothing, step against step:
 
 crash-test: setup  ## kill a training 20 times at random moments
 	$(BIN)/python -m benchmarks.kill_and_resume $(ARGS)
+
+soak: setup  ## 300 steps in three processes: does memory grow, or the number of open files? table and plot in runs/soak
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 contract: setup  ## hold the table of upstream names against another veRL: make contract VERL=0.9.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/verl-$(VERL) verl==$(VERL)

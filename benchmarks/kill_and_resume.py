@@ -35,10 +35,13 @@ def latest_step(checkpoints: Path) -> int:
 
 
 def keys(checkpoints: Path, step: int) -> set[bytes]:
-    """Questions in the cache of a finished checkpoint."""
+    """Questions in the cache of a finished checkpoint, whose answers have all their log-probabilities."""
     cache, manifest = store.load(checkpoints / f"global_step_{step}" / "rpo")
     assert manifest.step == step, f"checkpoint {step} has the cache of step {manifest.step}"
-    return {key for key, _ in cache.items()}
+    answers = dict(cache.items())
+    known = all(len(answer.logprobs) == len(answer.tokens) for answer in answers.values())
+    assert known, f"checkpoint {step} lacks log-probabilities"
+    return set(answers)
 
 
 def kill_everything(mark: str) -> None:
@@ -78,7 +81,7 @@ def main() -> None:
             "VERL_FILE_LOGGER_PATH": str(metrics), "CRASH_TEST": mark, "LEARNING_RATE_SCHEDULE": "constant",
         }  # fmt: skip
         # Nothing may leave the cache but by a crash.
-        overrides = ["+rpo=enabled", "rpo.cache.max_failures=null"]
+        overrides = ["+rpo=enabled", "rpo.cache.max_failures=null", "rpo.credit.rule=paid", "rpo.rollout.trunks=2"]
         overrides += ["trainer.save_freq=1", "trainer.resume_mode=auto"]
         overrides += ["trainer.val_before_train=false", "trainer.max_actor_ckpt_to_keep=2"]
         with (out / f"verl_{kill:02d}.log").open("w") as log:
