@@ -44,10 +44,10 @@ test: setup  ## the tests, real runs included; test-slow and test-recipes have t
 	$(BIN)/python -m pytest --collect-only --quiet tests/slow tests/recipes > /dev/null
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/slow --ignore-glob 'tests/recipes/test_run_*' -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: setup build/lm  ## more real runs: two simulated nodes, asynchronous trainers, reward models, LoRA, trackers, a language model, rpo-verl eval
+test-slow: setup build/lm  ## more real runs: two simulated nodes, asynchronous trainers, reward models, LoRA, trackers, a language model, rpo-verl eval, 2,000 random overrides
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/trackers \
 		-r requirements/trackers.lock
-	$(BIN)/python -m pytest tests/slow $(ARGS)
+	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/slow tests/upstream/test_random_overrides.py $(ARGS)
 
 test-recipes: setup  ## two real steps of every recipe with the tiny reasoner, and gpu_check with a small shape
 	$(BIN)/python -m pytest tests/recipes/test_run_*.py $(ARGS)

@@ -30,6 +30,9 @@ class DataFile:
     prompts: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
     """Row and messages of the readable prompts among the first rows."""
 
+    truths: list[tuple[int, Any]] = field(default_factory=list)
+    """Row and ground truth of the first rows that have one."""
+
 
 def is_local(name: str) -> bool:
     """Whether a name is no address of a remote file."""
@@ -42,7 +45,7 @@ def read_data_file(name: str, prompt_key: str, sample: int) -> DataFile:
     Args:
         name: as in `data.train_files`.
         prompt_key: veRL's `data.prompt_key`.
-        sample: prompts to keep.
+        sample: prompts, and ground truths, to keep.
     """
     found, path = DataFile(name), Path(name).expanduser()
     if not path.is_file():
@@ -83,6 +86,8 @@ def _examine(found: DataFile, rows: Iterable[dict[str, Any]], prompt_key: str, s
             )
         elif isinstance(truth, dict) and truth.get("ground_truth") is None:
             found.without_reward.append(f"{found.name}: row {number}: reward_model has no ground_truth")
+        elif isinstance(truth, dict) and len(found.truths) < sample:
+            found.truths.append((number, truth["ground_truth"]))
 
 
 def prompt_problem(messages: Any) -> str | None:

@@ -176,6 +176,18 @@ def write_rows(path, rows):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.parametrize(("truths", "ok"), [(["", "5", "7", "3"], True), ([""] * 4, False)])
+def test_ground_truths_that_nothing_can_match(examine, tmp_path, truths, ok):
+    rows = [question(data_source="math", reward_model={"style": "rule", "ground_truth": truth}) for truth in truths]
+    write_rows(tmp_path / "train.parquet", rows)
+    findings = examine(
+        f"data.train_files={tmp_path}/train.parquet", "reward.custom_reward_function.path=pkg://rpo_verl.rewards.math",
+        expect=int(not ok),
+    )  # fmt: skip
+    (found,) = [finding for finding in findings if finding["check"] == "ground truths"]
+    assert found["ok"] == ok and "row 1: the ground truth" in found["details"]
+
+
 def test_rows_that_verl_filters_are_a_warning(examine, tmp_path):
     path = tmp_path / "train.jsonl"
     write_rows(path, [GOOD, {"prompt": None, **TRUTH}])

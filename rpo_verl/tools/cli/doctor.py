@@ -5,6 +5,7 @@ import importlib.metadata
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from rpo_verl.upstream.data_files import DataFile
 from rpo_verl.upstream.preflight import Finding
 
 PACKAGES = ("verl", "torch", "transformers", "ray", "TransferQueue", "hydra-core")
-SAMPLED_ROWS = 2000
+SAMPLED_ROWS, SAMPLED_TRUTHS = 2000, 200
+#: Our reward function, as veRL takes modules.
+MATH_REWARDS = ("pkg://rpo_verl.rewards.math", "pkg://rpo_verl/rewards/math")
 
 
 def examine(overrides: list[str]) -> list[Finding]:
@@ -163,8 +166,31 @@ def _inputs(config: DictConfig) -> Iterator[Finding]:
     files = preflight.read_data_files(config, SAMPLED_ROWS)
     found = list(preflight.findings(config, files))
     yield from found
+    yield from _truths(config, files)
     if all(finding.ok for finding in found if finding.check in ("data", "model")):
         yield from _questions(config, files)
+
+
+def _truths(config: DictConfig, files: list[DataFile]) -> Iterator[Finding]:
+    """Find ground truths that no response can match, where the reward function is ours."""
+    if config.reward.custom_reward_function.path not in MATH_REWARDS:
+        return
+    try:
+        from rpo_verl.rewards.math import unmatchable
+    except ImportError as error:
+        yield Finding(False, "reward function", str(error))
+        return
+    truths = [(file.name, row, truth) for file in files for row, truth in file.truths][:SAMPLED_TRUTHS]
+    with ThreadPoolExecutor(2) as threads:
+        faults = list(threads.map(unmatchable, (truth for *_, truth in truths)))
+    broken = [
+        f"{name}: row {row}: the ground truth {fault}"
+        for (name, row, _), fault in zip(truths, faults, strict=True)
+        if fault
+    ]
+    if broken:
+        details = f"of the first {len(truths)} ground truths {len(broken)} can be matched by no response: {broken[0]}"
+        yield Finding(len(broken) < len(truths), "ground truths", details, warning=True)
 
 
 def _questions(config: DictConfig, files: list[DataFile]) -> Iterator[Finding]:
