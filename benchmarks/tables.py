@@ -53,14 +53,16 @@ def shared_prefix_rows(results: Mapping[str, Any]) -> Rows:
 def cache_rows(results: Sequence[Mapping[str, Any]]) -> Rows:
     """Table of the cache's time per step and checkpoint, and of its memory, one size per row, head first."""
     rows = [
-        ["questions", "tokens", "look up and cut, ms", "update, ms", "save, s", "load, s", "memory, × raw token bytes",
-         "… after loading"]
+        ["questions", "tokens", "bytes a token", "look up and cut, ms", "update, ms", "save, s", "load, s",
+         "memory, × raw bytes", "… after loading"]
     ]  # fmt: skip
     for found in results:
         times = (f"{found[name]:.1f}" for name in ("look_up_ms", "update_ms"))
         times_of_all = (f"{found[name]:.2f}" for name in ("save_s", "load_s"))
         shares = (f"{found[name]:.2f}" for name in ("resident_share", "resident_share_after_load"))
-        rows.append([f"{found['entries']:,}", f"{found['tokens']:,}", *times, *times_of_all, *shares])
+        # With log-probabilities six.
+        each = "6" if found.get("logprobs") else "4"
+        rows.append([f"{found['entries']:,}", f"{found['tokens']:,}", each, *times, *times_of_all, *shares])
     return rows
 
 
