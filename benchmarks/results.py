@@ -56,10 +56,13 @@ def accuracy_rows(results: Mapping[str, Any]) -> list[list[str]]:
         f"s to {baseline}'s end": (lambda run, target: reached(run, target, "seconds"), "{:.0f}"),
         f"tokens to {baseline}'s end": (lambda run, target: reached(run, target, "tokens"), "{:,.0f}"),
     }
+    sampled: dict[str, tuple[Callable[[Record, float], float | None], str]] = {
+        f"pass@{k}": (lambda run, _, k=k: run["pass_at_k"][k], "{:.3f}") for k in ("1", "8")
+    }
     columns: dict[str, tuple[Callable[[Record, float], float | None], str]] = {
         "second half": (lambda run, _: late_accuracy(run), "{:.3f}"),
-        "pass@1": (lambda run, _: run["pass_at_k"]["1"], "{:.3f}"),
-        "pass@8": (lambda run, _: run["pass_at_k"]["8"], "{:.3f}"),
+        # Exact ones have a table of their own.
+        **({} if is_exact(results) else sampled),
         "training, s": (lambda run, _: run["train_s"], "{:.0f}"),
         "tokens": (lambda run, _: run["generated_tokens"], "{:,.0f}"),
         "… a sample": (lambda run, _: run["generated_tokens_per_sample"], "{:.1f}"),
@@ -102,7 +105,8 @@ def difference_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
     Differences are in points of accuracy, means over seeds with 95 % t intervals. The areas are those under accuracy
     against tokens and against seconds, up to what the first arm spends on the seed. The last two columns say where an
-    arm reaches the first arm's final accuracy, as a share of what that arm spends in all.
+    arm reaches the first arm's final accuracy, as a share of what that arm spends in all; where some seeds never do, in
+    how many it does.
     """
     runs = results["runs"]
     baseline = next(iter(runs))
@@ -136,7 +140,10 @@ def difference_rows(results: Mapping[str, Any]) -> list[list[str]]:
             of_all = (lambda _, run: final_accuracy(run), under("tokens"), under("seconds"))
             cells += [difference(paired(in_points(shared, of, arm))) for of in of_all]
         for axis in ("tokens", "seconds"):
-            cells.append(spread([share(axis)(seed, run) for seed, run in compared.items()], "{:.0%}"))
+            shares = [share(axis)(seed, run) for seed, run in compared.items()]
+            known = [value for value in shares if value is not None]
+            # A mean over those that arrive would flatter an arm that seldom does.
+            cells.append(spread(shares, "{:.0%}") if known == shares else f"in {len(known)} of {len(shares)} seeds")
         rows.append(cells)
     return rows
 
