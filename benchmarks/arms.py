@@ -169,6 +169,14 @@ COMPETITORS = {
     "raft": RAFT,
     "raft-rpo-tokens": replace(RAFT, share_of_steps=RPO_TOKENS),
 }
+#: What a reused prefix is credited with, and first visits of four trunks; cuts in the last tenth, no full steps.
+_TRUNKS = rpo(
+    "rpo.truncation.max_fraction=0.1", NEVER_FULL, "rpo.reward.shaping=false", "rpo.rollout.trunks=4"
+)  # fmt: skip
+REUSE = {
+    f"trunks4-{rule}": replace(_TRUNKS, overrides=(*_TRUNKS.overrides, f"rpo.credit.rule={rule}"), family="trunks")
+    for rule in ("paid", "value", "none")
+}
 #: The demo's arms by algorithm; the first two are those it trains by default. Its cuts near the end save most, and this
 #: task allows them, because all its solutions are equally long. Under DAPO most groups with an advantage are full
 #: rollouts there, so more steps are full.
@@ -299,7 +307,7 @@ TALKATIVE_CUTS = {
     }.items()
 }
 
-COMPARED = MAIN | COMPETITORS
+COMPARED = MAIN | COMPETITORS | REUSE
 FIVE_SEEDS = (1, 2, 3, 4, 5)
 
 SUITES = {

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks import contamination, policies, results, summary, tables
+from benchmarks.lab import publish
 from benchmarks.tiny import CHECKPOINT, ROOT, TINY
 from rpo_verl.tools.evaluation import compare
 from rpo_verl.tools.evaluation.results import markdown
@@ -101,6 +102,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     },
     "ablations-source": lambda: results.provenance(result("bench-ablations")) + "\n",
     "policies": lambda: markdown(policies.rows(result("policies"))),
+    "lab-lr": lambda: markdown(publish.sweep_rows(result("lab-lr"), "biased")),
+    "lab-lr-source": lambda: publish.provenance(result("lab-lr")) + "\n",
+    "lab-reuse": lambda: markdown(results.difference_rows(publish.of_policy(result("lab-reuse"), "biased"))),
+    "lab-reuse-costs": lambda: markdown(publish.cost_rows(result("lab-reuse"), "biased")),
+    "lab-reuse-overturned": lambda: publish.sentences(result("lab-reuse"), "biased"),
+    "lab-reuse-source": lambda: publish.provenance(result("lab-reuse")) + "\n",
     "contamination": lambda: markdown(
         contamination.rows({row: result(call)[arm] for row, (call, arm) in CONTAMINATED.items()})
     ),

@@ -103,6 +103,11 @@ def sweep_rows(found: Mapping[str, Any], policy: str) -> list[list[str]]:
     return [["family", *rates], *([family, *(row.get(lr, "–") for lr in rates)] for family, row in cells.items())]
 
 
+def sentences(found: Mapping[str, Any], policy: str) -> str:
+    """What would overturn the difference of each arm from the first, a line each."""
+    return "".join(f"- {sentence}\n" for sentence in overturning(of_policy(found, policy)))
+
+
 def provenance(found: Mapping[str, Any]) -> str:
     """One sentence: command, length, machine, versions, commits."""
     settings, machine = found["settings"], found["machine"]
@@ -125,9 +130,8 @@ def page(found: Mapping[str, Any]) -> str:
         if any(LR in arm for arm in found["runs"][policy]):
             parts.append(markdown(sweep_rows(found, policy)))
             continue
-        one = of_policy(found, policy)
-        parts += [markdown(difference_rows(one)), markdown(cost_rows(found, policy))]
-        parts.append("".join(f"- {sentence}\n" for sentence in overturning(one)))
+        parts += [markdown(difference_rows(of_policy(found, policy))), markdown(cost_rows(found, policy))]
+        parts.append(sentences(found, policy))
     return "\n".join([*parts, provenance(found)]) + "\n"
 
 
