@@ -14,8 +14,15 @@ class LearningRate:
 
 
 RECIPE = LearningRate("3e-4", NO_SWEEP)
+LR_SUITE = "docs/results/lab-lr.json"
 #: (policy, family) → the best of a sweep; others train with the recipe's.
-SWEPT: dict[tuple[str, str], LearningRate] = {}
+SWEPT = {
+    ("biased", "grpo"): LearningRate("3e-4", LR_SUITE),
+    ("biased", "dapo"): LearningRate("6e-4", LR_SUITE),
+    ("biased", "rpo"): LearningRate("3e-4", LR_SUITE),
+    ("biased", "raft"): LearningRate("6e-4", LR_SUITE),
+    ("biased", "trunks"): LearningRate("6e-4", LR_SUITE),
+}
 
 
 def learning_rate(policy: str, family: str) -> LearningRate:
