@@ -124,7 +124,12 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--max-tokens={args.max_tokens}: must be above 0")
     if args.rpo and not METHODS[args.arm].reuse:
         raise ConfigError(f"{' '.join(args.rpo)}: --arm={args.arm} does not read RPO's options; use rpo or dapo-rpo")
-    read_rpo(args.rpo, args.max_response_length, max(2, args.group_size))
+    rpo = read_rpo(args.rpo, args.max_response_length, max(2, args.group_size))
+    if rpo.rollout.trunks and METHODS[args.arm].filtered:
+        raise ConfigError(
+            f"rpo.rollout.trunks={rpo.rollout.trunks} with --arm={args.arm}: the filter of the fast lane would take each "
+            "branch for a question. Use --arm=rpo, or make bench"
+        )
     if args.group_size < 2 and not METHODS[args.arm].imitate:
         raise ConfigError(f"--group-size={args.group_size}: must be at least 2, or all group-relative advantages are 0")
 

@@ -466,6 +466,7 @@ def test_options_of_rpo_are_merged_and_checked():
         (["--steps", "0"], "--steps=0: must be above 0"),
         (["--lr", "-1"], r"--lr=-1\.0: must be above 0"),
         (["--max-tokens", "0"], "--max-tokens=0: must be above 0"),
+        (["--arm", "dapo-rpo", "rpo.rollout.trunks=4"], "rpo.rollout.trunks=4 with --arm=dapo-rpo"),
         (["rpo.seed=1"], "--arm=grpo does not read RPO's options"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import arms, blocks, contamination, tables
 from benchmarks import results as bench
+from benchmarks.learning_rates import LR_SUITE, SWEPT
 from rpo_verl.rpo.options import RPOConfig
 
 PLACES = [(page, place) for page in blocks.PAGES for place in blocks.PLACE.finditer(page.read_text())]
@@ -206,3 +207,15 @@ def test_verdicts_on_the_ablations():
     assert late["G4"] < late["L0.1"] and distinct["G4"] > distinct["L0.1"]
     assert late["tail"] > max(late["grpo-plain"], late["L0.1"], late["L24"])
     assert tokens["tail"] < 0.5 * tokens["grpo-plain"]
+
+
+def test_learning_rates_are_the_best_of_their_sweep():
+    found = blocks.result("lab-lr")["runs"]
+    for (policy, family), chosen in SWEPT.items():
+        means = {
+            arm.rpartition("-lr")[2]: fmean(run["curve"][-1]["accuracy"] for run in by_seed.values())
+            for arm, by_seed in found[policy].items()
+            if arm.startswith(f"{family}-lr")
+        }
+        assert chosen.value == max(means, key=means.get), (policy, family)
+        assert chosen.sweep == LR_SUITE
