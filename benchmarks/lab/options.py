@@ -127,7 +127,7 @@ def check(args: argparse.Namespace) -> None:
     rpo = read_rpo(args.rpo, args.max_response_length, max(2, args.group_size))
     if rpo.rollout.trunks and METHODS[args.arm].filtered:
         raise ConfigError(
-            f"rpo.rollout.trunks={rpo.rollout.trunks} with --arm={args.arm}: the filter of the fast lane would take each "
+            f"rpo.rollout.trunks={rpo.rollout.trunks} with --arm={args.arm}: the fast lane's filter would take each "
             "branch for a question. Use --arm=rpo, or make bench"
         )
     if args.group_size < 2 and not METHODS[args.arm].imitate:
