@@ -1,6 +1,6 @@
 """Credit, written to veRL's queue once, after the user's estimator."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,21 +44,25 @@ def write_credit(
     """
     names = ("advantages", "returns", "response_mask")
     rows = {key: list(row) for key, *row in zip(keys, *queue.read(keys, partition_id, *names), strict=True)}
-    estimated, spans, credited, untrained = {}, {}, {}, {}
-    counted = _Counted(options)
+    estimated, planned = {}, []
     for group in groups:
         reused = group.prefix_tokens.tolist()
         own = np.array([float(rows[key][0][tokens]) for key, tokens in zip(group.keys, reused, strict=True)])
         estimated |= zip(group.keys, own.tolist(), strict=True)
-        expected = expected_success(group)
-        found = given = credit(group, own, options, loss_agg_mode, expected)
-        if options.rule in WEIGHTED:
-            found = _with_old_log_probs(group.keys, partition_id, given)
-            counted.add(group, expected, given, found)
+        expected = expected_success(group) if options.rule in WEIGHTED else None
+        planned.append((group, expected, credit(group, own, options, loss_agg_mode, expected)))
+    unknown: set[str] = set()
+    if options.rule in WEIGHTED:
+        carried = {k: row[0] for group, _, found in planned for k, row in zip(group.keys, found, strict=True) if row}
+        unknown = _use_old_log_probs(carried, partition_id)
+    spans, credited, untrained, counted = {}, {}, {}, _Counted(options)
+    for group, expected, given in planned:
+        found = [[] if key in unknown else row for key, row in zip(group.keys, given, strict=True)]
+        counted.add(group, expected, given, found)
         spans |= {key: row for key, row in zip(group.keys, found, strict=True) if row}
         covered = [sum(stop - start for start, stop, _ in row) for row in found]
         credited |= zip(group.keys, covered, strict=True)
-        untrained |= {key: n - m for key, n, m in zip(group.keys, reused, covered, strict=True)}
+        untrained |= {key: n - m for key, n, m in zip(group.keys, group.prefix_tokens.tolist(), covered, strict=True)}
     trained = np.array([int(mask.sum()) + credited.get(key, 0) for key, (*_, mask) in rows.items()])
     weights = response_mean_weights(trained, np.array([untrained.get(key, 0) for key in keys]), loss_agg_mode)
     # Rows without a trained token only pad the batch.
@@ -118,28 +122,26 @@ class _Counted:
         return found
 
 
-def _with_old_log_probs(keys: Sequence[str], partition_id: str, spans: list[list[Span]]) -> list[list[Span]]:
+def _use_old_log_probs(carried: Mapping[str, Span], partition_id: str) -> set[str]:
     """Make the policy that wrote a prefix its old policy in the loss, also where veRL computes old log-probabilities.
 
     Args:
-        keys: (G,) rows of a group.
+        carried: row → the prefix that it carries.
         partition_id: the batch's.
-        spans: (G,) of each row.
 
     Returns:
-        The spans, without those of prefixes whose log-probabilities nobody recorded, as of imported answers: rollouts
-        have zeros there.
+        the rows of prefixes whose log-probabilities nobody recorded, as of imported answers: rollouts have zeros there.
     """
-    carriers = [i for i, found in enumerate(spans) if found]
-    columns = queue.read([keys[i] for i in carriers], partition_id, "rollout_log_probs", "old_log_probs")
-    old, kept = {}, [list(found) for found in spans]
-    for i, then, now in zip(carriers, *columns, strict=True):
-        (start, stop, _), *_ = spans[i]
+    if not carried:
+        return set()
+    columns = queue.read(list(carried), partition_id, "rollout_log_probs", "old_log_probs")
+    old, unknown = {}, set()
+    for (key, (start, stop, _)), then, now in zip(carried.items(), *columns, strict=True):
         if not then[start:stop].any():
-            kept[i] = []
+            unknown.add(key)
             continue
-        old[keys[i]] = now.clone()
-        old[keys[i]][start:stop] = then[start:stop]
+        old[key] = now.clone()
+        old[key][start:stop] = then[start:stop]
     if old:
         queue.write(list(old), partition_id, old_log_probs=list(old.values()))
-    return kept
+    return unknown
