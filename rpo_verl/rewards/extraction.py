@@ -25,6 +25,7 @@ _MARK = re.compile(
             r"^[ \t>*]*#{4}[ \t]*(?=\S)",
             rf"\banswers?\b{_STARS}[ \t]*(?:[:：=]|\b(?:is|are|(?:would|will|should|must) be)\b[ \t]*:?){_STARS}",
             r"\banswer\b[^.\n:=]{1,60}?\b(?:is|are)\b[ \t]*:?",
+            r"\b(?:correct|right|best)[ \t]+(?:option|choice)\b[^.\n:=]{0,40}?(?:[:=]|\bis\b)[ \t]*:?",
             r"^[ \t>#*]*final[ \t]+answer[ \t*:]*$",
         )
     ),

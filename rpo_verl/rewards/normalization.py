@@ -71,6 +71,8 @@ _UNIT_LETTERS = "AbcCdFghJKlLmNRsStTVW"
 def _word_or_symbol(match: re.Match) -> str:
     r"""The content of `\text{…}` if there is no word in it, else the text unchanged."""
     content = match[1].strip()
+    if re.fullmatch(r"[A-J](?:\s*(?:,\s*and|,|and|&)\s*[A-J])+", content):
+        return ", ".join(re.findall("[A-J]", content))
     behind_number = re.search(r"[\d}]\s*(?:\\cdot|/)?\s*$", match.string[: match.start()])
     if len(content) == 1 and content in _UNIT_LETTERS and behind_number:
         return match[0]
@@ -96,6 +98,12 @@ def _root(match: re.Match) -> str:
 
 def _digits(match: re.Match) -> str:
     return re.sub(r"\D", "", match[1])
+
+
+def _exponent(match: re.Match) -> str:
+    """A decimal exponent as a fraction, which keeps `5^{0.5}` exact."""
+    sign, whole, decimals = match.groups()
+    return rf"^{{{sign}\frac{{{int(whole + decimals)}}}{{{10 ** len(decimals)}}}}}"
 
 
 def _repeating(match: re.Match) -> str:
@@ -131,12 +139,17 @@ RULES = (
     ),
     _rule("markup", r"</?(?:b|i|u|em|strong|span|p|code)\s*/?>", ""),
     _rule("size", _command("(?:display|text|script)style", *_SIZES), ""),
+    _rule("named brace", r"\\([lr])brace(?![A-Za-z])", lambda match: r"\{" if match[1] == "l" else r"\}"),
+    _rule("named bar", _command("[lr]?vert"), "|"),
+    _rule("colon", r"\\colon(?![A-Za-z])|\\math(?:bin|rel|punct)\s*\{\s*:\s*\}", ":"),
     _rule("size of brackets", r"\\m?(?:left|right)\s*(?=[()\[\]|.\\])\.?", ""),
     # Dress.
     _rule("old font", _command("bf(?:series)?", "rm", "it(?:shape)?", "sf", "tt", "sl", "em") + r"(?!\s*\{)\s*", ""),
     _rule("colour", r"\\color\s*(?:\[[^\]]*\])?\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}(?=\s*\{)", ""),
     _rule("frame", rf"(?:{_command(*_FRAMES)}|\\f?colorbox(?:\{{[^{{}}]*\}}){{1,2}}(?=\{{))\s*{_GROUP}", r"{\1}"),
     _rule("font", rf"(?:{_command(*_FONTS)}|\\operatorname\*?(?=\{{(?!{_FUNCTIONS})))\s*\{{", r"\\text{"),
+    _rule("font of one sign", rf"(?:{_command(*_FONTS)})\s*(\d+|[A-Za-z](?![A-Za-z]))", r"\\text{\1}"),
+    _rule("blackboard letter", r"\\mathbb\s*([A-Z])(?![A-Za-z])", r"\\mathbb{\1}"),
     _rule("nested text", r"\\text\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1}"),
     _rule(
         "fraction of units",
@@ -155,8 +168,17 @@ RULES = (
     _rule("degree", _command("(?:text)?degree") + r"|\^\s*\{?\s*\\circ\s*\}?|\^\s*\{?o\}?(?![A-Za-z])", r"^\\circ "),
     _rule("percent in text", r"\s*\\text\{\s*(?:per\s?cent(?:age)?|pct)\.?\s*\}", r"\\%"),
     _rule("percent", r"(?<=[\d}])\s*(?:per\s?cent|pct)\b|\s*\\?%", r"\\%"),
-    _rule("text with a number", r"^\\text\{\s*(-?[\d.,]+(?:\\%)?)(?=[\s}\\])([^{}\d]*)\}$", r"\1\\text{\2}"),
-    _rule("fraction", _command("[dtc]frac"), r"\\frac"),
+    _rule("text with a number", r"^\\text\{\s*(-?[\d.,]+(?::\d\d)?(?:\\%)?)(?=[\s}\\])([^{}\d]*)\}$", r"\1\\text{\2}"),
+    _rule("fraction", _command("(?:[dtcs]|nice)frac"), r"\\frac"),
+    _rule("binomial", r"\{?([\w+-]+)\s*\\choose(?![A-Za-z])\s*([\w+-]+)\}?", r"\\binom{\1}{\2}"),
+    _rule("ratio", r"^(\d+)\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(\d+)$", r"\1:\2"),
+    _rule("decimal exponent", r"\^\{\s*(-?)\s*(\d*)\.(\d+)\s*\}", _exponent),
+    _rule(
+        "argument of a function",
+        rf"(\\(?:{_FUNCTIONS})(?:\^\{{?\d\}}?)?)\s*(\d*(?:[a-z]|\\(?:alpha|beta|gamma|theta|phi|pi))(?![A-Za-z]))\s*"
+        rf"(?=\\cdot|\\times|\*|\\(?:{_FUNCTIONS}))",
+        r"\1(\2)",
+    ),
     _rule("comparison", _command("[lg](?:eqslant|eqq|eq|t|e)") + r"\s*|[<>]=", _comparison),
     _rule("angle brackets", r"\\langle\s*(.*?)\s*\\rangle", r"(\1)"),
     _rule("reversed brackets", r"([\[\]])\s*([^\[\]()]*[,;][^\[\]()]*?)\s*([\[\]])", _interval),
@@ -182,7 +204,12 @@ RULES = (
     # What leads up to an answer, and what follows it.
     _rule("arrow", r"^\s*(?:" + _command("(?:Long)?[Rr]ightarrow", "implies", "to") + r"|⇒|⟹)\s*", ""),
     _rule("option", r"^(?:\\text\{\s*)?(?:option|choice)\s+(\(?[A-J]\)?)\s*\}?$", r"\1", re.I),
-    _rule("label in text", rf"^\s*\\text\{{\s*(?:{_LABEL}\s+)*{_LABEL}\s*[:=]\s*([^{{}}]+)\}}$", r"\\text{\1}", re.I),
+    _rule(
+        "label in text",
+        rf"^\s*\\text\{{\s*(?:{_LABEL}\s+)*{_LABEL}(?:\s*[:=]|(?<=\bis)\s)\s*([^{{}}]+)\}}$",
+        r"\\text{\1}",
+        re.I,
+    ),
     _rule("leading text", rf"^\s*\\text\{{\s*(?:{_LABEL}\s*)+[:=]?\s*\}}\s*[:=]?\s*(?=\S)", "", re.I),
     _rule("leading words", rf"^\s*(?:{_LABEL}\s+)*{_LABEL}\s*(?:[:=]|\bis\b:?)\s*(?=\S)", "", re.I),
     _rule("label", r"^\s*\\text\{[^{}]*[:=]\s*\}\s*(?=\S)|^\s*[A-Za-z][A-Za-z ]{2,40}:\s*(?=\S)|^\s*[:=]\s*", ""),
@@ -238,9 +265,15 @@ def _joined(text: str) -> str:
     return (r" \land " if conditions and all(joints) else ", ").join(values)
 
 
+def _vulgar(match: re.Match) -> str:
+    """`½` as a fraction, apart from the digit before it in `1½`."""
+    return r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", match[0]).split("⁄"))
+
+
 def _runs(text: str) -> str:
     r"""`x²³` as `x^{23}`, `x₁` as `x_{1}`, and `3 m²` with its unit in `\text{…}`."""
     text = re.sub(r"(?<=\d)\s+(m|in)(?=[²³])", r"\\text{ \1}", text)
+    text = re.sub("[¼½¾⅐-⅞]", _vulgar, text)
     for table, sign in ((_RAISED, "^"), (_LOWERED, "_")):
         text = re.sub(f"[{''.join(table)}]+", lambda m, t=table, s=sign: f"{s}{{{''.join(t[c] for c in m[0])}}}", text)
     return text

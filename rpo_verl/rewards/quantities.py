@@ -137,6 +137,8 @@ def _are_units(text: str, start: int, answer: str) -> bool:
             or (len(word) > 2 and (apart or measured(word) is not None))
         )
 
+    if apart and "/" in text and all(map(measured, re.findall(_WORD, text))):
+        return True
     return text in abbreviations or all(map(is_unit, re.findall(_WORD, text)))
 
 

@@ -30,6 +30,8 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 _SHOWN = 200
 #: Digits behind the point that math-verify compares of decimals, and digits of everything else.
 _DECIMALS, _DIGITS = 6, 15
+#: Signs that `\pm` and `\mp` stand for together.
+_SIGN_PAIRS = ({"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"})
 #: Numbers below 10^-_SMALLEST are compared as zero.
 _SMALLEST = 3000
 
@@ -42,6 +44,7 @@ _BOXED = [
 _ANYWHERE = [LatexExtractionConfig(), ExprExtractionConfig()]
 
 _CHOICE = re.compile(r"^\(?([A-J])(?:\)[.:]?|[.:](?=\s))\s*(.*)$")
+_PREFIXED = re.compile(r"^0([xXbBoO])([\dA-Fa-f]+)$")
 _BASED = re.compile(r"^(?:\\text\{)?\s*(\d[\dA-Fa-f]*|[A-Fa-f]*\d[\dA-Fa-f]*|[A-F]{2,})\s*\}?_\{?\s*(\d+)\s*\}?$")
 _CLOCK = re.compile(r"^\s*([01]?\d|2[0-4])(?::([0-5]\d))?\s*$")
 _COMMAND = r"\\text\{[^{}]*\}|\\[A-Za-z]+"
@@ -153,11 +156,15 @@ def _same_base(truth: str, answer: str) -> bool | None:
 
 
 def _based(answer: str) -> tuple[str, int] | None:
-    match = _BASED.match(answer)
-    if not match or not 2 <= int(match[2]) <= 36:
+    prefixed, match = _PREFIXED.match(answer), _BASED.match(answer)
+    if prefixed:
+        digits, base = prefixed[2], {"x": 16, "b": 2, "o": 8}[prefixed[1].lower()]
+    elif match:
+        digits, base = match[1], int(match[2])
+    else:
         return None
     try:
-        return match[1].upper(), int(match[1], int(match[2]))
+        return (digits.upper(), int(digits, base)) if 2 <= base <= 36 else None
     except ValueError:
         return None
 
@@ -245,6 +252,7 @@ def _same_logarithm(truth: str, answer: str) -> tuple[str, str]:
 
 def _read(answer: str) -> list:
     """math-verify's readings of a value."""
+    answer = _both_signs(answer)
     if r"\land" in answer:
         conditions = [reading[0] for reading in map(_read, answer.split(r"\land")) if reading]
         if all(isinstance(one, sympy.logic.boolalg.Boolean) for one in conditions):
@@ -255,6 +263,18 @@ def _read(answer: str) -> list:
         answer = re.sub(rf"{_COMMAND}|d(?=\s*[A-Za-z\\])", lambda m: "(d)" if m[0] == "d" else m[0], answer)
     percent = re.fullmatch(r"(?:[A-Za-z]\w*\s*=\s*)?([^%,=]+?)\s*\\%", answer)
     return parse(rf"${percent[1]}$\%" if percent else rf"\boxed{{{answer}}}", _BOXED, parsing_timeout=None)
+
+
+def _both_signs(answer: str) -> str:
+    r"""`\frac{1\pm\sqrt5}{2}` as its two values, also in a set or a list; two signs that may differ stay."""
+    inside = wrapped(answer, r"\{", r"\}")
+    if inside is not None:
+        return rf"\{{{_both_signs(inside)}\}}"
+    elements = []
+    for element in parts(answer):
+        upper, lower = (re.sub(r"\\(pm|mp)(?![A-Za-z])", lambda m, s=signs: s[m[1]], element) for signs in _SIGN_PAIRS)
+        elements += [upper, lower] if element.count(r"\pm") == 1 else [element]
+    return ", ".join(elements) if r"\pm" in answer else answer
 
 
 def _equal(truths: list, answers: list) -> bool:
@@ -297,6 +317,9 @@ def _as_sets(truth, answer) -> tuple:
     for one, other in ((truth, answer), (answer, truth)):
         if isinstance(one, sympy.Set) and _region(one) is None and _region(other) is not None:
             return (truth, _region(answer)) if one is truth else (_region(truth), answer)
+    if isinstance(truth, sympy.And) and isinstance(answer, sympy.And) and truth.free_symbols == answer.free_symbols:
+        one, other = _region(truth), _region(answer)
+        return (truth, answer) if one is None or other is None else (one, other)
     return truth, answer
 
 
