@@ -40,7 +40,8 @@ _NUMBER = r"\d+(?:\.\d+)?"
 _FUNCTIONS = "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp"
 #: Words that lead up to an answer and are no part of it.
 _LABEL = (
-    r"(?:so|it|this|that|we|get|have|find|obtain|thus|hence|therefore|and|then|is|the|our|your|my|final|correct|exact|required|approximate|total|sum|"
+    r"(?:so|it|this|that|we|get|have|find|obtain|thus|hence|therefore|and|then|is|the|our|your|my|final|correct|exact|"
+    r"required|approximate|total|sum|"
     r"number|value|count|result|solution|answer|option|choice|area|volume|length|probability|remainder|product|average|"
     r"mean|cost|price|distance|time|perimeter|ratio|of|approximately|about|roughly|exactly|simply|equals|equal to)"
 )
@@ -92,6 +93,11 @@ def _comparison(match: re.Match) -> str:
 def _interval(match: re.Match) -> str:
     """`]0, 1[`, as it is written in France, as `(0, 1)`."""
     return ("[" if match[1] == "[" else "(") + match[2] + ("]" if match[3] == "]" else ")")
+
+
+def _set(match: re.Match) -> str:
+    r"""`{1, 2}` as `\{1, 2\}`; braces around one tuple are no set."""
+    return rf"\{{{match[1]}\}}" if len(parts(match[1])) > 1 else match[1]
 
 
 def _root(match: re.Match) -> str:
@@ -151,11 +157,19 @@ RULES = (
     _rule("named brace", r"\\([lr])brace(?![A-Za-z])", lambda match: r"\{" if match[1] == "l" else r"\}"),
     _rule("named bar", _command("[lr]?vert"), "|"),
     _rule("colon", r"\\colon(?![A-Za-z])|\\math(?:bin|rel|punct)\s*\{\s*:\s*\}", ":"),
+    _rule("named parenthesis", r"\\([lr])paren(?![A-Za-z])", lambda match: "(" if match[1] == "l" else ")"),
+    _rule("dots", _command("dots[cbmio]?", "cdots"), r"\\ldots"),
     _rule("size of brackets", r"\\m?(?:left|right)\s*(?=[()\[\]|.\\])\.?", ""),
     # Dress.
     _rule("old font", _command("bf(?:series)?", "rm", "it(?:shape)?", "sf", "tt", "sl", "em") + r"(?!\s*\{)\s*", ""),
     _rule("colour", r"\\color\s*(?:\[[^\]]*\])?\{[^{}]*\}|\\textcolor\s*(?:\[[^\]]*\])?\{[^{}]*\}(?=\s*\{)", ""),
     _rule("frame", rf"(?:{_command(*_FRAMES)}|\\f?colorbox(?:\{{[^{{}}]*\}}){{1,2}}(?=\{{))\s*{_GROUP}", r"{\1}"),
+    _rule(
+        "font of a formula",
+        rf"(?:{_command('(?:math|text)(?:bf|it|rm|sf|tt|normal)', 'text')})\s*"
+        rf"(?=\{{\s*-?\s*(?:[\d.]+\s*)?\\(?:[dt]?frac|sqrt|times|cdot|pi)(?![A-Za-z])){_GROUP}",
+        r"{\1}",
+    ),
     _rule("bold letter", r"\\(?:math|text)(?:bf|it|cal)\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
     _rule("font", rf"(?:{_command(*_FONTS)}|\\operatorname\*?(?=\{{(?!{_FUNCTIONS})))\s*\{{", r"\\text{"),
     _rule("font of one sign", rf"(?:{_command(*_FONTS)})\s*(\d+|[A-Za-z](?![A-Za-z]))", r"\\text{\1}"),
@@ -244,6 +258,11 @@ RULES = (
         re.I,
     ),
     _rule("leading text", rf"^\s*\\text\{{\s*(?:{_LABEL}\s*)+[:=]?\s*\}}\s*[:=]?\s*(?=\S)", "", re.I),
+    _rule(
+        "leading clause",
+        r"^\s*\\text\{(?![^{}]*\b(?:not|least|most|no|less|more|than)\b)[^{}]*\b(?:is|are|equals?)\s*\}\s*(?=[\d\\($\[-])",
+        "",
+    ),
     _rule("leading words", rf"^\s*(?:{_LABEL}\s+)*{_LABEL}\s*(?:[:=]|\bis\b:?)\s*(?=\S)", "", re.I),
     _rule("label", r"^\s*\\text\{[^{}]*[:=]\s*\}\s*(?=\S)|^\s*[A-Za-z][A-Za-z ]{2,40}:\s*(?=\S)|^\s*[:=]\s*", ""),
     _rule("named total", r"^\s*\\text\{[^{}]*\}\s*=\s*(?=\S)", ""),
@@ -267,7 +286,7 @@ RULES = (
     _rule("repeated digits", r"(?<![\d.])(\d+)\.(\d*)\\(?:overline|bar)\s*\{?(\d+)\}?", _repeating),
     _rule("base behind parentheses", r"\(([\dA-F]+)\)(?=_\{?\d)", r"\1"),
     # Braces.
-    _rule("set in plain braces", r"^\s*\{\s*\{?([^{}]+,[^{}]+)\}?\s*\}\s*$", r"\\{\1\\}"),
+    _rule("set in plain braces", r"^\s*\{\s*\{?([^{}]+,[^{}]+)\}?\s*\}\s*$", _set),
 )
 _ROOTS = {"√": "", "∛": "[3]", "∜": "[4]"}
 

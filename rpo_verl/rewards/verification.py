@@ -130,7 +130,7 @@ def _same_words(truth: str, answer: str) -> bool | None:
 
 
 def _unwrapped(answer: str) -> str:
-    return " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", answer).split())
+    return re.sub(r"\s*,\s*", ",", " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", answer).split()))
 
 
 def _words(answer: str) -> str | None:
@@ -276,6 +276,7 @@ def _read(answer: str) -> list:
         answer = re.sub(rf"{_COMMAND}|d(?=\s*[A-Za-z\\])", lambda m: "(d)" if m[0] == "d" else m[0], answer)
     # A derivative is a name here: math-verify makes dy/dx = 0 of it.
     answer = re.sub(r"\\frac\s*\{\s*d\s*([A-Za-z])\s*\}\s*\{\s*d\s*([A-Za-z])\s*\}", r"\1_{d\2}", answer)
+    answer = re.sub(r"(?<![A-Za-z\\{])tr(?![A-Za-z])", "t r", answer)  # no trace
     percent = re.fullmatch(r"(?:[A-Za-z]\w*\s*=\s*)?([^%,=]+?)\s*\\%", answer)
     return parse(rf"${percent[1]}$\%" if percent else rf"\boxed{{{answer}}}", _BOXED, parsing_timeout=None)
 
@@ -302,7 +303,7 @@ def _without_repeated_name(answer: str) -> str:
 
 
 def _equal(truths: list, answers: list) -> bool:
-    truths, answers = [_plain(one) for one in truths], [_plain(one) for one in answers]
+    truths, answers = [_exact(_plain(one)) for one in truths], [_exact(_plain(one)) for one in answers]
     for truth in truths:
         for answer in answers:
             truth, answer = _as_sets(truth, answer)
@@ -337,6 +338,20 @@ def _plain(reading):
         return reading.xreplace(plain) if any(one != other for one, other in plain.items()) else reading
     except (TypeError, ValueError, AttributeError):  # sympy has no interval with complex ends, for one
         return reading
+
+
+def _exact(reading):
+    r"""`4.2\times 10^{-5}` as a fraction: math-verify rounds a decimal number, and no product of two."""
+    if isinstance(reading, (sympy.FiniteSet, sympy.Tuple)):
+        return reading.func(*map(_exact, reading.args))
+    if not isinstance(reading, sympy.Mul) or reading.free_symbols or not reading.has(sympy.Float):
+        return reading
+    floats = {number: sympy.Rational(str(number)) for number in reading.atoms(sympy.Float)}
+    powers = [part for part in sympy.preorder_traversal(reading) if isinstance(part, sympy.Pow)]
+    if not all(power.base.is_Integer and power.exp.is_Integer and abs(power.exp) <= _SMALLEST for power in powers):
+        return reading
+    exact = reading.xreplace(floats).doit()
+    return exact if exact.is_Rational else reading
 
 
 def _as_sets(truth, answer) -> tuple:
