@@ -40,7 +40,7 @@ _SENTENCE_END = re.compile(
 )
 #: What follows an answer in the same sentence.
 _AFTER = re.compile(
-    r"(?:,|;|\s[-–—])\s*(?:since|because|as|so|which|where|for|but|thus|hence|with|when|given|if|i\.e|that|not|rather)\b"
+    r"(?:,|;|\s[-–—])\s*(?:since|because|as|so|which|where|for|but|thus|hence|with|when|given|if|i\.e|that|not|rather|the|all)\b"
     r"|\s(?:since|because|which|given that|as required|as desired|and\s+(?:we|this|so|it))\b"
     r"|\s\((?![^()]*,)[A-Za-z][^()]+\)",
     re.IGNORECASE,

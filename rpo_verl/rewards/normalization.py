@@ -167,7 +167,7 @@ RULES = (
     _rule(
         "font of a formula",
         rf"(?:{_command('(?:math|text)(?:bf|it|rm|sf|tt|normal)', 'text')})\s*"
-        rf"(?=\{{\s*-?\s*(?:[\d.]+\s*)?\\(?:[dt]?frac|sqrt|times|cdot|pi)(?![A-Za-z])){_GROUP}",
+        rf"(?=\{{\s*-?\s*(?:[\d.]+\s*)?\\(?:[dt]?frac|sqrt|times|cdot|pi|text)(?![A-Za-z])){_GROUP}",
         r"{\1}",
     ),
     _rule("bold letter", r"\\(?:math|text)(?:bf|it|cal)\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
@@ -203,8 +203,8 @@ RULES = (
     ),
     _rule(
         "set builder",
-        r"^\\\{\s*([A-Za-z])(?:\s*\\in\s*\\mathbb\{R\})?\s*(?:\\mid(?![A-Za-z])|\||:)\s*"
-        r"([^|:]*(?:[<>]|\\(?:[lg]e|neq?)(?![A-Za-z]))[^|:]*)\\\}$",
+        r"^(?:\\\{)?\s*([A-Za-z])(?:\s*\\in\s*\\mathbb\{R\})?\s*(?:\\mid(?![A-Za-z])|\||:)\s*(?=[^|:]*\1)"
+        r"([^|:]*(?:[<>]|\\(?:[lg]e|neq?)(?![A-Za-z]))[^|:]*?)(?:\\\})?$",
         r"\2",
     ),
     _rule(
@@ -257,7 +257,7 @@ RULES = (
         r"\\text{\1}",
         re.I,
     ),
-    _rule("leading text", rf"^\s*\\text\{{\s*(?:{_LABEL}\s*)+[:=]?\s*\}}\s*[:=]?\s*(?=\S)", "", re.I),
+    _rule("leading text", rf"^\s*\\text\{{\s*(?:{_LABEL}[\s,]*)+[:=]?\s*\}}\s*[:=]?\s*(?=\S)", "", re.I),
     _rule(
         "leading clause",
         r"^\s*\\text\{(?![^{}]*\b(?:not|least|most|no|less|more|than)\b)[^{}]*\b(?:is|are|equals?)\s*\}\s*(?=[\d\\($\[-])",

@@ -303,7 +303,12 @@ def _without_repeated_name(answer: str) -> str:
 
 
 def _equal(truths: list, answers: list) -> bool:
-    truths, answers = [_exact(_plain(one)) for one in truths], [_exact(_plain(one)) for one in answers]
+    truths, answers = ([_plain(one) for one in readings] for readings in (truths, answers))
+    # For math-verify, 5 % is a product.
+    truths, answers = (
+        readings if any("%" in str(one) for one in readings) else [_exact(one) for one in readings]
+        for readings in (truths, answers)
+    )
     for truth in truths:
         for answer in answers:
             truth, answer = _as_sets(truth, answer)
@@ -341,16 +346,23 @@ def _plain(reading):
 
 
 def _exact(reading):
-    r"""`4.2\times 10^{-5}` as a fraction: math-verify rounds a decimal number, and no product of two."""
+    r"""`4.2\times 10^{-5}` as a fraction, and so all that numbers, sums, products and powers make of it.
+
+    math-verify rounds a decimal number, but no product of two, and takes fractions for equal that differ little.
+    """
     if isinstance(reading, (sympy.FiniteSet, sympy.Tuple)):
         return reading.func(*map(_exact, reading.args))
-    if not isinstance(reading, sympy.Mul) or reading.free_symbols or not reading.has(sympy.Float):
+    if not isinstance(reading, (sympy.Add, sympy.Mul, sympy.Pow)) or reading.free_symbols:
         return reading
-    floats = {number: sympy.Rational(str(number)) for number in reading.atoms(sympy.Float)}
-    powers = [part for part in sympy.preorder_traversal(reading) if isinstance(part, sympy.Pow)]
-    if not all(power.base.is_Integer and power.exp.is_Integer and abs(power.exp) <= _SMALLEST for power in powers):
-        return reading
-    exact = reading.xreplace(floats).doit()
+    for part in sympy.preorder_traversal(reading):
+        if isinstance(part, sympy.Pow):
+            digits = sympy.log(abs(part.base.evalf(4)) + 10, 10).evalf(4)
+            small = part.exp.is_Integer and bool(abs(part.exp) * digits <= _SMALLEST)
+        else:
+            small = isinstance(part, (sympy.Add, sympy.Mul, sympy.Number))
+        if not small:
+            return reading
+    exact = reading.xreplace({one: sympy.Rational(str(one)) for one in reading.atoms(sympy.Float)}).doit()
     return exact if exact.is_Rational else reading
 
 
