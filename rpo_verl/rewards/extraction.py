@@ -2,9 +2,11 @@
 
 import re
 from collections import deque
+from decimal import Decimal
 from typing import NamedTuple
 
 from rpo_verl.rewards.boxed import last_boxed
+from rpo_verl.rewards.quantities import SCALES
 
 
 class Found(NamedTuple):
@@ -25,6 +27,8 @@ _MARK = re.compile(
             r"^[ \t>*]*#{4}[ \t]*(?=\S)",
             rf"\banswers?\b{_STARS}[ \t]*(?:[:：=]|\b(?:is|are|(?:would|will|should|must) be)\b[ \t]*:?){_STARS}",
             r"\banswer\b[^.\n:=]{1,60}?\b(?:is|are)\b[ \t]*:?",
+            r"\b(?:correct|right|best)[ \t]+(?:option|choice)\b[^.\n:=]{0,40}?(?:[:=]|\bis\b)[ \t]*:?",
+            r"\bI[ \t]+(?:choose|select|pick)\b",
             r"^[ \t>#*]*final[ \t]+answer[ \t*:]*$",
         )
     ),
@@ -36,8 +40,9 @@ _SENTENCE_END = re.compile(
 )
 #: What follows an answer in the same sentence.
 _AFTER = re.compile(
-    r"(?:,|;|\s[-–—])\s*(?:since|because|as|so|which|where|for|but|thus|hence|with|when|given|if|i\.e|that)\b"
-    r"|\s(?:since|because|which|given that|as required|as desired)\b|\s\((?![^()]*,)[A-Za-z][^()]*\)",
+    r"(?:,|;|\s[-–—])\s*(?:since|because|as|so|which|where|for|but|thus|hence|with|when|given|if|i\.e|that|not|rather|the|all)\b"
+    r"|\s(?:since|because|which|given that|as required|as desired|and\s+(?:we|this|so|it))\b"
+    r"|\s\((?![^()]*,)[A-Za-z][^()]+\)",
     re.IGNORECASE,
 )
 _FILLER = re.compile(
@@ -47,12 +52,22 @@ _FILLER = re.compile(
 )
 #: Words around a number that make it another statement, not the answer.
 _HEDGE = re.compile(r"\b(?:least|most|more|less|than|not|between|or|to|from|no|until|under|over)\b", re.IGNORECASE)
+#: A last sentence that is an answer as a whole: a letter, something in bold, or a statement on a choice.
+_ALONE = re.compile(
+    r"\*\*([^*\n]+)\*\*\.?|\**(?:option\s+|choice\s+)?(\(?[A-J]\)?)\**\.?"
+    r"|(?:.*[\s,])?(?:option|choice)\s+\**(\(?[A-J]\)?)\**\s+is\s+(?:the\s+)?(?:correct|right|best)\b[^\n]*",
+    re.IGNORECASE,
+)
 _PLAIN = re.compile(r"(?<![\w.,\\}])(-?\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/])")
 
 
 #: Characters that math-verify searches at most.
 _SEARCHED = 4096
-_EITHER = re.compile(r"(?<![\w.])-?\d[\d.,/]*\s+or\s+-?\d[\d.,/]*(?!\w)")
+_EITHER = re.compile(
+    r"(?<![\w.])-?\d[\d.,/]*\s+or\s+-?\d[\d.,/]*(?!\w)"
+    r"|\b([a-z])\s*=\s*-?\d[\d./]*(?:\s+(?:and|or)|,)\s+\1\s*=\s*-?\d[\d./]*(?<!\.)(?!\w)"
+)
+_SCALED = re.compile(r"(?<![\w.,\\}])(-?\d[\d,]*(?:\.\d+)?)\s+(thousand|million|billion|trillion)\b")
 
 
 def final_answer(response: str, tail_chars: int, read_unfinished_thinking: bool) -> Found | None:
@@ -83,7 +98,9 @@ def final_answer(response: str, tail_chars: int, read_unfinished_thinking: bool)
         answer = _FILLER.sub("", _AFTER.split(sentence, maxsplit=1)[0]).strip()
         if answer:
             return Found(answer, True) if _is_answer(answer) else _found_in(sentence)
-    return _found_in(_last_sentence(text))
+    sentence = _last_sentence(text).strip()
+    alone = _ALONE.fullmatch(sentence)
+    return _found(next(filter(None, alone.groups()))) if alone else _found_in(sentence)
 
 
 def _spoken(response: str, read_unfinished_thinking: bool) -> str | None:
@@ -107,7 +124,13 @@ def _found_in(sentence: str) -> Found | None:
     sentence = re.sub(r"\\(?=\$\s*\d)", "", sentence[-_SEARCHED:]).strip()
     if either := _EITHER.search(sentence):
         return Found(either[0], True)
+    sentence = _SCALED.sub(_scaled, sentence)
     return Found(_PLAIN.sub(r"$\1\\frac{\2}{\3}$", sentence), False) if sentence else None
+
+
+def _scaled(match: re.Match) -> str:
+    """`36 million` in digits."""
+    return f"{Decimal(match[1].replace(',', '')) * SCALES[match[2]]:f}"
 
 
 def _first_sentence(text: str) -> str:

@@ -17,7 +17,10 @@ SCALES = {
     "trillion": 10**12,
 }  # fmt: skip
 #: Abbreviations that are units also close behind a number, as letters of a product hardly are; and those apart from it.
-CLOSE = words("cm mm km kg mL lbs hr hrs min mins sec mph kmh kph km/h m/s Hz kHz MHz GHz kW kJ eV kPa USD EUR GBP INR")
+CLOSE = words(
+    "cm mm km kg mL lbs hr hrs min mins sec mph kmh kph km/h m/s Hz kHz MHz GHz kW kJ eV kPa USD EUR GBP INR "
+    "KB MB GB TB dB"
+)
 APART = CLOSE | words("mg ml ft lb cc dm sq cu AM PM am pm A.M P.M a.m p.m rad deg Pa mol")
 
 _RAISED = r"(?:\s*\^\s*\{?-?\d\}?)?"
@@ -137,6 +140,8 @@ def _are_units(text: str, start: int, answer: str) -> bool:
             or (len(word) > 2 and (apart or measured(word) is not None))
         )
 
+    if apart and "/" in text and all(map(measured, re.findall(_WORD, text))):
+        return True
     return text in abbreviations or all(map(is_unit, re.findall(_WORD, text)))
 
 

@@ -15,7 +15,9 @@ ALIASES = {
     "sec": "second", "min": "minute", "hr": "hour", "wk": "week", "yr": "year", "metre": "meter", "litre": "liter",
     "kilometre": "kilometer", "centimetre": "centimeter", "millimetre": "millimeter", "millilitre": "milliliter",
     "lb": "pound", "feet": "foot", "inches": "inch", "gm": "gram", "kilo": "kilogram", "ml": "milliliter",
-    "mL": "milliliter", "L": "liter", "kph": "kmh", "kmph": "kmh",
+    "mL": "milliliter", "L": "liter",
+    "mi": "mile", "microm": "micrometer", "micros": "microsecond", "microg": "microgram", "mol": "mole",
+    "kph": "kmh", "kmph": "kmh",
 }  # fmt: skip
 #: Sign or word → currency, or another unit of a kind of its own.
 KINDS = {
@@ -45,6 +47,15 @@ def words(text: str) -> frozenset[str]:
 
 #: Abbreviations of two letters or fewer that are sympy's.
 SHORT = words("m s g h l J N W V A K T C cm mm km kg mg ml dl cl ms us nm ft Hz Pa eV")
+#: Prefixes, and the symbols of units that they stand before.
+PREFIXES = {
+    "n": Fraction(1, 10**9),
+    "m": Fraction(1, 1000),
+    "k": Fraction(1000),
+    "M": Fraction(10**6),
+    "G": Fraction(10**9),
+}
+PREFIXED = words("V A W J N Hz Pa T F C eV mol")
 #: Words that say nothing about a quantity.
 FILLERS = words("unit total of the a an in all each exactly only different distinct way possible whole")
 #: Words that make another statement of a number, so that what they stand in is no unit.
@@ -112,6 +123,8 @@ def read_unit(text: str) -> Unit | None:
 
 def measured(word: str) -> tuple[Fraction, dict[str, int]] | None:
     """Size and dimensions of a unit of measurement; None for other words."""
+    if word[:1] in PREFIXES and word[1:] in PREFIXED and (unit := measured(word[1:])):
+        return unit[0] * PREFIXES[word[0]], unit[1]
     names = [ALIASES.get(name, name) for name in (word, word.lower(), singular(word.lower()))]
     for name in names:
         if name in SIZES:

@@ -8,6 +8,7 @@ algebra system busy for ever or fill the memory, so these functions run in proce
 import logging
 import re
 from collections.abc import Iterable
+from fractions import Fraction
 
 import sympy
 
@@ -30,6 +31,8 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 _SHOWN = 200
 #: Digits behind the point that math-verify compares of decimals, and digits of everything else.
 _DECIMALS, _DIGITS = 6, 15
+#: Signs that `\pm` and `\mp` stand for together.
+_SIGN_PAIRS = ({"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"})
 #: Numbers below 10^-_SMALLEST are compared as zero.
 _SMALLEST = 3000
 
@@ -42,7 +45,11 @@ _BOXED = [
 _ANYWHERE = [LatexExtractionConfig(), ExprExtractionConfig()]
 
 _CHOICE = re.compile(r"^\(?([A-J])(?:\)[.:]?|[.:](?=\s))\s*(.*)$")
-_BASED = re.compile(r"^(?:\\text\{)?\s*(\d[\dA-Fa-f]*|[A-Fa-f]*\d[\dA-Fa-f]*|[A-F]{2,})\s*\}?_\{?\s*(\d+)\s*\}?$")
+_CHOICES = re.compile(r"^[A-J](?:\s*,?\s*[A-J])+$")
+_PREFIXED = re.compile(r"^0([xXbBoO])([\dA-Fa-f]+)$")
+_BASED = re.compile(
+    r"^(?:\\text\{)?\s*(\d[\dA-Fa-f]*(?:\.\d+)?|[A-Fa-f]*\d[\dA-Fa-f]*|[A-F]{2,})\s*\}?_\{?\s*(\d+)\s*\}?$"
+)
 _CLOCK = re.compile(r"^\s*([01]?\d|2[0-4])(?::([0-5]\d))?\s*$")
 _COMMAND = r"\\text\{[^{}]*\}|\\[A-Za-z]+"
 _NAMED = re.compile(r"^\s*([A-Za-z](?:_\{?\w+\}?)?)\s*=\s*")
@@ -112,6 +119,8 @@ def _same_words(truth: str, answer: str) -> bool | None:
     """Words are compared as words; for math-verify, letters are a product in any order."""
     if _unwrapped(truth) == _unwrapped(answer):
         return True
+    if _CHOICES.match(truth) and _CHOICES.match(answer) and ("," in truth) != ("," in answer):
+        return sorted(re.findall("[A-J]", truth)) == sorted(re.findall("[A-J]", answer))
     one, other = _words(truth), _words(answer)
     if one is None or other is None or not (_is_words(truth, one) or _is_words(answer, other)):
         return None
@@ -121,7 +130,7 @@ def _same_words(truth: str, answer: str) -> bool | None:
 
 
 def _unwrapped(answer: str) -> str:
-    return " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", answer).split())
+    return re.sub(r"\s*,\s*", ",", " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", answer).split()))
 
 
 def _words(answer: str) -> str | None:
@@ -152,12 +161,20 @@ def _same_base(truth: str, answer: str) -> bool | None:
     return plain == digits or plain == str(value) if plain.isalnum() else None
 
 
-def _based(answer: str) -> tuple[str, int] | None:
-    match = _BASED.match(answer)
-    if not match or not 2 <= int(match[2]) <= 36:
+def _based(answer: str) -> tuple[str, Fraction] | None:
+    prefixed, match = _PREFIXED.match(answer), _BASED.match(answer)
+    if prefixed:
+        digits, base = prefixed[2], {"x": 16, "b": 2, "o": 8}[prefixed[1].lower()]
+    elif match:
+        digits, base = match[1], int(match[2])
+    else:
+        return None
+    if not 2 <= base <= 36:
         return None
     try:
-        return match[1].upper(), int(match[1], int(match[2]))
+        whole, _, places = digits.partition(".")
+        value = Fraction(int(whole + places, base), base ** len(places))
+        return (digits.upper(), value)
     except ValueError:
         return None
 
@@ -188,6 +205,9 @@ def _clock(value: str, unit: Unit) -> list[tuple[int, int]]:
 
 
 def _same_value(truth: str, answer: str) -> bool:
+    ratios = [text.split(":") for text in (truth, answer)]
+    if max(map(len, ratios)) > 2:  # math-verify divides: 7:3:2 would equal 7:2:3
+        truth, answer = (f"({','.join(rf'({term})/({terms[0]})' for term in terms[1:])})" for terms in ratios)
     pair = _same_brackets(truth, answer)
     if pair is None:
         return False
@@ -245,6 +265,7 @@ def _same_logarithm(truth: str, answer: str) -> tuple[str, str]:
 
 def _read(answer: str) -> list:
     """math-verify's readings of a value."""
+    answer = _without_repeated_name(_both_signs(answer))
     if r"\land" in answer:
         conditions = [reading[0] for reading in map(_read, answer.split(r"\land")) if reading]
         if all(isinstance(one, sympy.logic.boolalg.Boolean) for one in conditions):
@@ -253,20 +274,50 @@ def _read(answer: str) -> list:
     if not re.search(r"\\int|\\frac\s*\{\s*d", answer):
         # For math-verify, dc is a differential.
         answer = re.sub(rf"{_COMMAND}|d(?=\s*[A-Za-z\\])", lambda m: "(d)" if m[0] == "d" else m[0], answer)
+    # A derivative is a name here: math-verify makes dy/dx = 0 of it.
+    answer = re.sub(r"\\frac\s*\{\s*d\s*([A-Za-z])\s*\}\s*\{\s*d\s*([A-Za-z])\s*\}", r"\1_{d\2}", answer)
+    answer = re.sub(r"(?<![A-Za-z\\{])tr(?![A-Za-z])", "t r", answer)  # no trace
     percent = re.fullmatch(r"(?:[A-Za-z]\w*\s*=\s*)?([^%,=]+?)\s*\\%", answer)
     return parse(rf"${percent[1]}$\%" if percent else rf"\boxed{{{answer}}}", _BOXED, parsing_timeout=None)
 
 
+def _both_signs(answer: str) -> str:
+    r"""`\frac{1\pm\sqrt5}{2}` as its two values, also in a set or a list; two signs that may differ stay."""
+    inside = wrapped(answer, r"\{", r"\}")
+    if inside is not None:
+        return rf"\{{{_both_signs(inside)}\}}"
+    elements = []
+    for element in parts(answer):
+        upper, lower = (re.sub(r"\\(pm|mp)(?![A-Za-z])", lambda m, s=signs: s[m[1]], element) for signs in _SIGN_PAIRS)
+        elements += [upper, lower] if element.count(r"\pm") == 1 else [element]
+    return ", ".join(elements) if r"\pm" in answer else answer
+
+
+def _without_repeated_name(answer: str) -> str:
+    """`x=2, x=3` as `2, 3`."""
+    elements = parts(answer)
+    names = [match and match[1] for match in map(_NAMED.match, elements)]
+    if len(elements) < 2 or names[0] is None or len(set(names)) > 1:
+        return answer
+    return ", ".join(_NAMED.sub("", element) for element in elements)
+
+
 def _equal(truths: list, answers: list) -> bool:
-    truths, answers = [_plain(one) for one in truths], [_plain(one) for one in answers]
+    truths, answers = ([_plain(one) for one in readings] for readings in (truths, answers))
+    # For math-verify, 5 % is a product.
+    truths, answers = (
+        readings if any("%" in str(one) for one in readings) else [_exact(one) for one in readings]
+        for readings in (truths, answers)
+    )
     for truth in truths:
         for answer in answers:
             truth, answer = _as_sets(truth, answer)
             extra = _leading_zeros((truth, answer))
+            decimals = min(_decimals(truths), _decimals(answers))
             if verify(
                 truth,
                 answer,
-                float_rounding=max(_DECIMALS, extra + _DECIMALS - 2),
+                float_rounding=max(_DECIMALS, decimals, extra + _DECIMALS - 2),
                 numeric_precision=_DIGITS + extra,
                 allow_set_relation_comp=True,
                 timeout_seconds=None,
@@ -285,11 +336,34 @@ def _plain(reading):
     symbols = reading.atoms(sympy.Symbol)
     bound = {symbol.name for symbol in symbols - reading.free_symbols}
     constants = {name: value for name, value in (("i", sympy.I), ("e", sympy.E)) if name not in bound}
-    plain = {one: constants.get(one.name, sympy.Symbol(one.name, real=True)) for one in symbols}
+    # sympy knows that no real x equals 1 + i, and makes False of the equation.
+    real = None if "i" in {one.name for one in symbols} and reading.has(sympy.Equality) else True
+    plain = {one: constants.get(one.name, sympy.Symbol(one.name, real=real)) for one in symbols}
     try:
         return reading.xreplace(plain) if any(one != other for one, other in plain.items()) else reading
     except (TypeError, ValueError, AttributeError):  # sympy has no interval with complex ends, for one
         return reading
+
+
+def _exact(reading):
+    r"""`4.2\times 10^{-5}` as a fraction, and so all that numbers, sums, products and powers make of it.
+
+    math-verify rounds a decimal number, but no product of two, and takes fractions for equal that differ little.
+    """
+    if isinstance(reading, (sympy.FiniteSet, sympy.Tuple)):
+        return reading.func(*map(_exact, reading.args))
+    if not isinstance(reading, (sympy.Add, sympy.Mul, sympy.Pow)) or reading.free_symbols:
+        return reading
+    for part in sympy.preorder_traversal(reading):
+        if isinstance(part, sympy.Pow):
+            digits = sympy.log(abs(part.base.evalf(4)) + 10, 10).evalf(4)
+            small = part.exp.is_Integer and bool(abs(part.exp) * digits <= _SMALLEST)
+        else:
+            small = isinstance(part, (sympy.Add, sympy.Mul, sympy.Number))
+        if not small:
+            return reading
+    exact = reading.xreplace({one: sympy.Rational(str(one)) for one in reading.atoms(sympy.Float)}).doit()
+    return exact if exact.is_Rational else reading
 
 
 def _as_sets(truth, answer) -> tuple:
@@ -297,6 +371,9 @@ def _as_sets(truth, answer) -> tuple:
     for one, other in ((truth, answer), (answer, truth)):
         if isinstance(one, sympy.Set) and _region(one) is None and _region(other) is not None:
             return (truth, _region(answer)) if one is truth else (_region(truth), answer)
+    if isinstance(truth, sympy.And) and isinstance(answer, sympy.And) and truth.free_symbols == answer.free_symbols:
+        one, other = _region(truth), _region(answer)
+        return (truth, answer) if one is None or other is None else (one, other)
     return truth, answer
 
 
@@ -310,6 +387,12 @@ def _region(reading) -> sympy.Set | None:
         return sympy.Union(*(one.as_set() for one in conditions))
     except (TypeError, ValueError, NotImplementedError, AttributeError):  # sympy cannot solve it
         return None
+
+
+def _decimals(readings: list) -> int:
+    """Digits behind the point of an answer that is a decimal number; 0 for any other."""
+    numbers = (re.fullmatch(r"[+-]?\d+\.(\d+)", one.strip()) for one in readings if isinstance(one, str))
+    return max((len(number[1]) for number in numbers if number), default=0)
 
 
 def _leading_zeros(readings: Iterable) -> int:
