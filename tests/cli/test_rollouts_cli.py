@@ -169,7 +169,7 @@ def test_an_unknown_reward_passes_no_filter_on_rewards(tmp_path):
         (b"[1, 2]\n" + json.dumps(PLAIN).encode(), "6.jsonl:1: a rollout is an object", 0),
         (json.dumps(PLAIN).encode("utf-16"), "is UTF-16 text", 1),
         (json.dumps(PLAIN).encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8", 1),
-        (gzip.compress(json.dumps(PLAIN).encode()), "is compressed (gzip)", 1),
+        (gzip.compress(json.dumps(PLAIN).encode(), mtime=0), "is compressed (gzip)", 1),
         (json.dumps([PLAIN]).encode(), "is one JSON array", 1),
         (json.dumps(PLAIN, indent=1).encode(), "the first record spans several lines", 1),
         (b"5\ntrue\nnull\n", "no rollout in", 1),
