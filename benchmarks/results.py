@@ -308,7 +308,7 @@ def waiting(results: Mapping[str, Any]) -> str:
 
 def is_exact(results: Mapping[str, Any]) -> bool:
     """Whether the accuracies were computed and not sampled."""
-    return "exact_questions" in results["settings"]
+    return "exact_questions" in results.get("settings", {})
 
 
 def provenance(results: Mapping[str, Any]) -> str:

@@ -48,8 +48,10 @@ class PrefixWatch:
         else:
             return None
         self._silent = True
-        steps = f"{self._steps} steps. The run trains as it would without RPO"
-        return f"RPO: NO GROUP HAS STARTED FROM A PREFIX in {steps}. {reason}"
+        return (
+            f"RPO: NO GROUP HAS STARTED FROM A PREFIX in {self._steps} steps. The run trains as it would without RPO. "
+            f"{reason}"
+        )
 
     def _with_answers(self) -> str:
         truncation, rollout = self._options.truncation, self._options.rollout
