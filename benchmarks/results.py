@@ -311,11 +311,20 @@ def is_exact(results: Mapping[str, Any]) -> bool:
     return "exact_questions" in results.get("settings", {})
 
 
+def origin(machine: Mapping[str, Any], runs: Sequence[Record]) -> str:
+    """The end of a sentence on where runs come from: machine, versions, commits."""
+    commits, processors = (sorted({run[key] for run in runs}) for key in ("commit", "processor"))
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"a run a core, {machine['cores']} cores of {' and '.join(processors)}, Python {machine['python']}, "
+        f"{versions}; commit {', '.join(commits)}."
+    )
+
+
 def provenance(results: Mapping[str, Any]) -> str:
     """One sentence: command, length, machine, versions, commits."""
-    settings, machine = results["settings"], results["machine"]
+    settings = results["settings"]
     runs = [run for by_seed in results["runs"].values() for run in by_seed.values()]
-    commits, processors = (sorted({run[key] for run in runs}) for key in ("commit", "processor"))
     validated = (
         f"validated every {settings['test_freq']} on {settings['val_questions']} questions, "
         f"{settings['samples']} answers to each"
@@ -325,14 +334,10 @@ def provenance(results: Mapping[str, Any]) -> str:
             f"exact accuracy every {settings['test_freq']} on {settings['exact_questions']:,} questions, at the end "
             f"{settings['samples']} answers to each of {settings['val_questions']} besides"
         )
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"`python -m benchmarks.bench --suite {results['suite']}`: problems of {settings['problem_steps']} "
         f"operations, {settings['questions']} questions, {settings['steps']} training steps, "
-        f"{validated}; "
-        f"a run a core, {machine['cores']} cores of {' and '.join(processors)}, Python {machine['python']}, "
-        f"{versions}; "
-        f"commit {', '.join(commits)}."
+        f"{validated}; {origin(results['machine'], runs)}"
     )
 
 

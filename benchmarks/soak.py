@@ -1,6 +1,6 @@
 """A long run with bounds, checkpoints, resumes and mixed data, to see what grows: `make soak`.
 
-Trains 300 steps in three processes, each of which goes on from the checkpoint of the one before. The cache is bounded
+Trains 300 steps in three processes. Each goes on from the checkpoint of the one before. The cache is bounded
 below the number of questions, so that it evicts in every epoch; a sixth of the rows is another agent loop's, and a
 sixth are harder questions. Every few seconds the memory and the open files of every process of the run are noted.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.results import difference_rows, final_accuracy, overturning, spread
+from benchmarks.results import difference_rows, final_accuracy, origin, overturning, spread
 from rpo_verl.tools.evaluation.results import markdown
 from rpo_verl.tools.files import write_text
 
@@ -110,15 +110,12 @@ def sentences(found: Mapping[str, Any], policy: str) -> str:
 
 def provenance(found: Mapping[str, Any]) -> str:
     """One sentence: command, length, machine, versions, commits."""
-    settings, machine = found["settings"], found["machine"]
+    settings = found["settings"]
     runs = [run for arms in found["runs"].values() for by_seed in arms.values() for run in by_seed.values()]
-    commits, processors = (sorted({run[key] for run in runs}) for key in ("commit", "processor"))
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"`python -m benchmarks.lab --suite {found['suite']}`: problems of {settings['problem_steps']} operations, "
         f"{settings['questions']} questions, {settings['batch']} a step, exact accuracy on "
-        f"{settings['eval_questions']:,} held-out questions; a run a core, {machine['cores']} cores of "
-        f"{' and '.join(processors)}, Python {machine['python']}, {versions}; commit {', '.join(commits)}."
+        f"{settings['eval_questions']:,} held-out questions; {origin(found['machine'], runs)}"
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from benchmarks import arms, blocks, contamination, tables
 from benchmarks import results as bench
 from benchmarks.learning_rates import LR_SUITE, SWEPT
+from benchmarks.statistics import reached
 from rpo_verl.rpo.options import RPOConfig
 
 PLACES = [(page, place) for page in blocks.PAGES for place in blocks.PLACE.finditer(page.read_text())]
@@ -219,3 +220,32 @@ def test_learning_rates_are_the_best_of_their_sweep():
         }
         assert chosen.value == max(means, key=means.get), (policy, family)
         assert chosen.sweep == LR_SUITE
+
+
+def test_verdicts_of_the_fast_lane():
+    """Of docs/lab.md and README: every seed, a fifth of the tokens, a third of the time, an eighth of the way."""
+    runs = blocks.result("lab-reuse")["runs"]["biased"]
+    grpo, trunks, raft = (runs[arm] for arm in ("grpo", "trunks4-paid", "raft"))
+    assert len(grpo) == len(trunks) == len(raft) == 5
+
+    def end(run):
+        return run["curve"][-1]
+
+    for seed, run in trunks.items():
+        assert end(run)["accuracy"] > end(grpo[seed])["accuracy"]
+        assert run["generated_tokens"] < 0.2 * grpo[seed]["generated_tokens"]
+        assert reached(run, end(grpo[seed])["accuracy"], "tokens") < 0.15 * grpo[seed]["generated_tokens"]
+    seconds = [sum(sum(run["parts_s"].values()) for run in arm.values()) for arm in (trunks, grpo)]
+    assert seconds[0] < 0.34 * seconds[1]
+    ends = [fmean(end(run)["accuracy"] for run in arm.values()) for arm in (grpo, trunks, raft)]
+    assert ends == sorted(ends)
+    for arm in (trunks, raft):
+        for name, sign in (("pass_at_k", 1), ("entropy", -1)):
+            of = [fmean(run[name]["32"] if sign > 0 else run[name] for run in one.values()) for one in (arm, grpo)]
+            assert sign * (of[0] - of[1]) > 0, name
+
+
+def test_raft_at_the_tokens_of_rpo_has_them():
+    found = blocks.result("lab-lr")["runs"]["biased"]
+    spent = [fmean(run["generated_tokens"] for run in found[f"{arm}-lr3e-4"].values()) for arm in ("rpo", "grpo")]
+    assert round(spent[0] / spent[1], 2) == arms.RPO_TOKENS
