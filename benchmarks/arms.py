@@ -174,8 +174,8 @@ _TRUNKS = rpo(
     "rpo.truncation.max_fraction=0.1", NEVER_FULL, "rpo.reward.shaping=false", "rpo.rollout.trunks=4"
 )  # fmt: skip
 REUSE = {
-    f"trunks4-{rule}": replace(_TRUNKS, overrides=(*_TRUNKS.overrides, f"rpo.credit.rule={rule}"), family="trunks")
-    for rule in ("paid", "value", "none")
+    f"trunks4-{rule}": replace(_TRUNKS, overrides=(*_TRUNKS.overrides, f"rpo.credit.rule={rule}"), family=family)
+    for rule, family in (("paid", "trunks"), ("value", "trunks-value"), ("none", "trunks-none"))
 }
 #: The demo's arms by algorithm; the first two are those it trains by default. Its cuts near the end save most, and this
 #: task allows them, because all its solutions are equally long. Under DAPO most groups with an advantage are full

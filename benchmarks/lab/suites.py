@@ -35,23 +35,27 @@ FAMILIES = {
     "rpo": ("--arm", "rpo"),
     "raft": ("--arm", "raft"),
     "trunks": (*_SHORT, _TRUNKS, _PAID),
+    "trunks-value": (*_SHORT, _TRUNKS, "rpo.credit.rule=value"),
+    "trunks-none": (*_SHORT, _TRUNKS),
 }
+#: The policies that runs begin with.
+POLICIES = ("biased", "tiny", "biased-more", "talkative")
 
-#: The best learning rate of every family on two policies; seeds of its own, so that nothing is chosen on those that
+#: The best learning rate of every family on every policy; seeds of its own, so that nothing is chosen on those that
 #: claims rest on.
 LR = {
     f"{model}-{family}-lr{lr}": ("--model", model, "--lr", lr, *options)
-    for model in ("biased", "tiny")
+    for model in POLICIES
     for family, options in FAMILIES.items()
     for lr in LEARNING_RATES
 }
 
 
 def _on_policies(arms: Suite) -> Suite:
-    """Arms, as family and options, on two policies with the family's learning rate there."""
+    """Arms, as family and options, on every policy with the family's learning rate there."""
     return {
         f"{model}-{name}": ("--model", model, "--lr", learning_rate(model, family).value, *options)
-        for model in ("biased", "tiny")
+        for model in POLICIES
         for name, (family, *options) in arms.items()
     }
 
@@ -79,9 +83,9 @@ REUSE = _on_policies(
         "grpo": ("grpo", "--arm", "grpo"),
         "trunks4-paid": ("trunks", *_SHORT, _TRUNKS, _PAID),
         "raft": ("raft", "--arm", "raft"),
-        "trunks4-value": ("trunks", *_SHORT, _TRUNKS, "rpo.credit.rule=value"),
+        "trunks4-value": ("trunks-value", *FAMILIES["trunks-value"]),
         "trunks4-paid-weights1": ("trunks", *_SHORT, _TRUNKS, _PAID, *_WEIGHTS),
-        "trunks4-none": ("trunks", *_SHORT, _TRUNKS),
+        "trunks4-none": ("trunks-none", *FAMILIES["trunks-none"]),
         "rpo": ("rpo", "--arm", "rpo"),
         "full-paid": ("trunks", *_SHORT, _PAID),
         "trunks1-paid": ("trunks", *_SHORT, "rpo.rollout.trunks=1", _PAID),
