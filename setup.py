@@ -24,6 +24,8 @@ setup(
         "rpo_verl.cpu",
         "rpo_verl.hydra_configs",
         "rpo_verl.lean",
+        "rpo_verl.r2po",
+        "rpo_verl.r2po.hooks",
         "rpo_verl.rewards",
         "rpo_verl.rpo",
         "rpo_verl.rpo.hooks",

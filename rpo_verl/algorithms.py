@@ -67,6 +67,13 @@ BUILT_IN = (
         moved="rpo_verl.rpo.options:MOVED",
     ),
     Algorithm(
+        name="r2po",
+        options="rpo_verl.r2po.options:R2POConfig",
+        check="rpo_verl.r2po.hooks.settings:check",
+        trainer="rpo_verl.r2po.hooks.trainer:RolloutHeadTrainer",
+        engine="rpo_verl.r2po.hooks.engine:RolloutHeadEngine",
+    ),
+    Algorithm(
         name="lean",
         options="rpo_verl.lean.options:LeanConfig",
         check="rpo_verl.lean.settings:check",

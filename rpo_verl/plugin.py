@@ -70,7 +70,7 @@ try:
     _load()
 except Exception as error:
     # Without the table of algorithms only those of this package can be told.
-    if _asks_for("rpo|lean"):
+    if _asks_for("rpo|r2po|lean"):
         raise SystemExit(
             f"rpo_verl: the plug-in could not be loaded ({type(error).__name__}: {error}), so the run would be veRL's "
             "alone. Repair the installation (pip install --force-reinstall rpo-verl), or train without it by removing "

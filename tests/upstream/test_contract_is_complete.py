@@ -30,7 +30,8 @@ def is_upstream(module: str) -> bool:
 def is_module(dotted: str) -> bool:
     try:
         return importlib.util.find_spec(dotted) is not None
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError):
+        # veRL's package for vLLM raises ValueError where it does not know the installed vLLM.
         return False
 
 
