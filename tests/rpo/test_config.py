@@ -7,6 +7,8 @@ import pytest
 
 from rpo_verl.config import ConfigError, out_of_range, refuse
 from rpo_verl.lean.options import LeanConfig
+from rpo_verl.r2po.options import R2POConfig
+from rpo_verl.r2po.options import validate as validate_r2po
 from rpo_verl.rpo.options import RPOConfig, validate
 
 #: Option → values at the ends of its range, and values just outside it.
@@ -28,9 +30,23 @@ RANGES = {
     "rpo.cache.max_bytes": ([300], [0, 299]),
     "rpo.credit.rule": (["none", "literal", "value", "paid"], ["whole"]),
     "rpo.credit.min_deviation": ([0.01, 0.5], [0.0, 0.6]),
+    "r2po.head_every": ([2, 40], [0, -1]),
+    "r2po.head_steps": ([0, 4], [-1]),
+    "r2po.correction": (["importance", "none"], ["token"]),
+    "r2po.head.rank": ([1, 64], [0]),
+    "r2po.head.init_std": ([1e-6, 1.0], [0.0, -1e-6]),
+    "r2po.rarity.by": (["ngrams", "reward"], ["answer"]),
+    "r2po.rarity.ngram": ([1, 8], [0]),
+    "r2po.rarity.correct_above": ([-2.0, 0, 5.0], []),
+    "r2po.stage1.lr": ([1e-6, 1.0], [0.0, -1e-3]),
+    "r2po.stage1.epochs": ([1, 20], [0]),
+    "r2po.stage1.clip_ratio": ([0.01, 2.0], [0.0]),
+    "r2po.stage1.clip_grad": ([0.01, 10.0], [0.0]),
+    "r2po.stage1.kl_bound": ([1e-4, 1.0], [0.0, -0.1]),
+    "r2po.stage1.kl_weight": ([0.0, 0.04], [-0.1]),
     "lean.poll_interval_s": ([0.001, 2.0], [0, -1.0]),
 }
-SECTIONS = {"rpo": RPOConfig, "lean": LeanConfig}
+SECTIONS = {"rpo": RPOConfig, "r2po": R2POConfig, "lean": LeanConfig}
 
 
 def options_of(section, key):
@@ -72,13 +88,14 @@ def check(max_response_length=128, group_size=8, **values):
 
 def test_the_defaults_are_valid():
     check()
+    validate_r2po(R2POConfig())
     assert list(out_of_range(LeanConfig(), "lean")) == []
 
 
 def test_every_option_with_a_range_is_tested_here():
     assert {key for key, declared in OPTIONS.items() if "range" in declared.metadata} == set(RANGES)
     unbounded = {key: declared.type for key, declared in OPTIONS.items() if key not in RANGES}
-    assert {key for key, kind in unbounded.items() if kind is not bool} == {"rpo.seed", "rpo.cache.path"}
+    assert {key for key, kind in unbounded.items() if kind is not bool} == {"rpo.seed", "rpo.cache.path", "r2po.seed"}
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, (good, _) in RANGES.items() for value in good])
@@ -135,3 +152,10 @@ def test_all_problems_are_told_at_once():
 
 def test_without_problems_nothing_is_refused():
     refuse([])
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, 1), (5, 5), (5, 9)])
+def test_a_schedule_without_a_step_for_the_policy_is_refused(every, steps):
+    with pytest.raises(ConfigError, match=f"r2po.head_steps={steps}: must be below r2po.head_every = {every}"):
+        validate_r2po(R2POConfig(head_every=every, head_steps=steps))
+    validate_r2po(R2POConfig(head_every=steps + 1, head_steps=steps))

@@ -28,9 +28,9 @@ def install(monkeypatch):
     algorithms.known.cache_clear()
 
 
-def test_this_package_has_rpo_and_lean(install):
+def test_this_package_has_rpo_r2po_and_lean(install):
     install()
-    assert [entry.name for entry in algorithms.known()] == ["rpo", "lean"]
+    assert [entry.name for entry in algorithms.known()] == ["rpo", "r2po", "lean"]
 
 
 def test_every_path_of_a_built_in_algorithm_leads_somewhere():
@@ -43,10 +43,10 @@ def test_every_path_of_a_built_in_algorithm_leads_somewhere():
 
 def test_algorithms_of_other_packages_come_first(install):
     install(OTHER)
-    assert [entry.name for entry in algorithms.known()] == ["other", "rpo", "lean"]
+    assert [entry.name for entry in algorithms.known()] == ["other", "rpo", "r2po", "lean"]
 
 
-@pytest.mark.parametrize("name", ["rpo", "lean", "other"])
+@pytest.mark.parametrize("name", ["rpo", "r2po", "lean", "other"])
 def test_a_name_is_given_once(install, name):
     install(OTHER, Algorithm(name=name, options="collections:Counter"))
     with pytest.raises(ValueError, match=f"two algorithms have the same name: .*{name}"):

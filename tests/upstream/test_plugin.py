@@ -54,6 +54,8 @@ def test_a_section_within_a_moved_option_is_moved_too(command_line):
         (["+rpo.truncation.max_tokens=5"], "+rpo.truncation.max_tokens=5 sets an option of rpo"),
         (["++rpo.seed=5"], "++rpo.seed=5 sets an option of rpo"),
         (["+lean.share_prefix=true"], "+lean.share_prefix=true sets an option of lean"),
+        (["+r2po.head.rank=8"], "+r2po.head.rank=8 sets an option of r2po"),
+        (["+rpo=enabled", "+r2po.seed=5"], r"Add +r2po=enabled, and write the option without a plus sign"),
         (["+lean=enabled", "+rpo.seed=5"], r"Add +rpo=enabled, and write the option without a plus sign"),
     ],
 )
@@ -99,7 +101,12 @@ def test_a_broken_installation_ends_a_run_that_asks_for_us_and_no_other():
         "importlib.metadata.entry_points = broken\n"
         "import rpo_verl.plugin\n"
     )
-    for arguments, expected in ((["+rpo=enabled"], True), (["lean.share_prefix=true"], True), (["x=1"], False)):
+    for arguments, expected in (
+        (["+rpo=enabled"], True),
+        (["lean.share_prefix=true"], True),
+        (["+r2po=paper"], True),
+        (["x=1"], False),
+    ):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.returncode == 1
         assert ("the plug-in could not be loaded (RuntimeError: broken)" in done.stderr) is expected

@@ -24,7 +24,18 @@ def check(*overrides):
 
 
 @pytest.mark.parametrize(
-    "overrides", [["+rpo=enabled"], ["+rpo=paper"], ["+lean=enabled"], ["+rpo=enabled", "+lean=enabled"]]
+    "overrides",
+    [
+        ["+rpo=enabled"],
+        ["+rpo=paper"],
+        ["+lean=enabled"],
+        ["+rpo=enabled", "+lean=enabled"],
+        ["+r2po=enabled"],
+        ["+r2po=paper"],
+        ["+r2po=enabled", "+lean=enabled"],
+        ["+r2po=enabled", "+rpo=enabled"],
+        ["+rpo=enabled", "+r2po=paper"],
+    ],
 )
 def test_the_groups_are_sound(overrides):
     check(*overrides)

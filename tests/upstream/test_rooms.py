@@ -32,6 +32,14 @@ def named(path):
     return str(path.relative_to(PACKAGE))
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "r2po").glob("*.py")), ids=named)
+def test_the_core_of_r2po_needs_torch_alone(path):
+    assert {name.split(".")[0] for name in imports(path)} & HEAVY <= {"torch"}
+    ours = {name for name in imports(path) if name.startswith("rpo_verl.")}
+    assert all(name.startswith(("rpo_verl.r2po.", "rpo_verl.config.")) for name in ours - {"rpo_verl.r2po.state"})
+    assert not any(name.startswith("rpo_verl.r2po.hooks") for name in ours)
+
+
 @pytest.mark.parametrize("path", PURE, ids=named)
 def test_pure_rooms_need_no_verl(path):
     assert {name for name in imports(path) if name.split(".")[0] in HEAVY} == set()
@@ -42,13 +50,20 @@ def test_pure_rooms_need_no_verl(path):
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "lean").rglob("*.py")), ids=named)
 def test_lean_knows_nothing_of_rpo(path):
-    assert not {name for name in imports(path) if name.startswith("rpo_verl.rpo")}
+    assert not {name for name in imports(path) if name.startswith(("rpo_verl.rpo", "rpo_verl.r2po"))}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "rpo").rglob("*.py")), ids=named)
+def test_rpo_knows_nothing_of_r2po(path):
+    assert not {name for name in imports(path) if name.startswith("rpo_verl.r2po")}
 
 
 @pytest.mark.parametrize("room", ["upstream", "cpu", "rewards"])
 def test_rooms_below_know_no_algorithm(room):
     for path in sorted((PACKAGE / room).rglob("*.py")):
-        assert not {name for name in imports(path) if name.startswith(("rpo_verl.rpo", "rpo_verl.lean"))}, path
+        assert not {
+            name for name in imports(path) if name.startswith(("rpo_verl.rpo", "rpo_verl.r2po", "rpo_verl.lean"))
+        }, path
 
 
 def test_the_entry_point_is_light():
