@@ -17,6 +17,7 @@ import yaml
 from mkdocs.structure.files import File
 
 from rpo_verl.lean.options import LeanConfig
+from rpo_verl.r2po.options import R2POConfig
 from rpo_verl.rpo.options import RPOConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +47,7 @@ class Option:
     type: str
     default: str
     paper: str
-    """Its value under `+rpo=paper`."""
+    """Its value in the group `paper` of its algorithm."""
 
     allowed: str
     """Its range; empty where the type alone decides."""
@@ -107,10 +108,15 @@ def rewrite_links(markdown: str, source: str, pages: set[str]) -> str:
 
 
 def read_sections() -> list[Section]:
-    """Every option of `rpo` and `lean`, in the order of the code."""
-    paper = yaml.safe_load((ROOT / "hydra_configs" / "rpo" / "paper.yaml").read_text())
-    roots = (("rpo", RPOConfig), ("lean", LeanConfig))
-    return [section for name, cls in roots for section in _sections(cls, name, paper.get(name, {}))]
+    """Every option of `rpo`, `r2po` and `lean`, in the order of the code."""
+    roots = (("rpo", RPOConfig), ("r2po", R2POConfig), ("lean", LeanConfig))
+    return [section for name, cls in roots for section in _sections(cls, name, _paper(name))]
+
+
+def _paper(name: str) -> dict:
+    """The options that an algorithm's group `paper` sets, if it has one."""
+    path = ROOT / "hydra_configs" / name / "paper.yaml"
+    return yaml.safe_load(path.read_text())[name] if path.exists() else {}
 
 
 def _sections(cls: type, prefix: str, paper: dict) -> Iterator[Section]:
@@ -142,7 +148,13 @@ def as_yaml(value: Any) -> str:
     """A value as one writes it on the command line."""
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else f"{value}"
+    text = str(value).lower() if isinstance(value, bool) else f"{value}"
+    # YAML takes 1e-06 for a word.
+    return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
+
+
+def _algorithm(option: Option) -> str:
+    return option.key.partition(".")[0]
 
 
 def render_options(sections: list[Section]) -> str:
@@ -153,7 +165,7 @@ def render_options(sections: list[Section]) -> str:
         for option in section.options:
             facts = [option.type, f"default `{option.default}`"]
             if option.paper != option.default:
-                facts.append(f"`+rpo=paper` sets `{option.paper}`")
+                facts.append(f"`+{_algorithm(option)}=paper` sets `{option.paper}`")
             if option.allowed:
                 facts.append(f"must be {option.allowed}")
             lines += [f"### `{option.key}`", "", " · ".join(facts), "{: .facts }", "", option.meaning, ""]
@@ -161,8 +173,8 @@ def render_options(sections: list[Section]) -> str:
 
 
 def render_paper(sections: list[Section]) -> str:
-    """Markdown: the options that `+rpo=paper` sets otherwise."""
-    lines = ["| option | `+rpo=enabled` | `+rpo=paper` |", "|---|---|---|"]
+    """Markdown: the options that the groups `paper` set otherwise."""
+    lines = ["| option | default | paper |", "|---|---|---|"]
     for option in (option for section in sections for option in section.options):
         if option.paper != option.default:
             anchor = option.key.replace(".", "")

@@ -30,7 +30,8 @@ class RarityConfig:
     of the group have its reward; rare failures earn as much as rare successes. Paper: reward (authors' code)."""
 
     ngram: int = option(4, at_least(1))
-    """Tokens of an n-gram. Longer ones tell more responses apart. Not measured."""
+    """Tokens of an n-gram. Rarity by 4 and 8 told right responses apart in all groups of an example, by 1 and 2 in
+    6 % (docs/r2po.md)."""
 
     correct_above: float | None = option(None, ANY)
     """A response is correct if its `acc` exceeds this, or its reward where the reward function reports no `acc`. Null:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 from rpo_verl.r2po.learner import HeadLearner
 
@@ -35,7 +36,7 @@ def save(learner: HeadLearner, folder: Path, step: int) -> None:
         tensors[name] = parameter.detach().cpu().contiguous()
         moments = learner.optimizer.state.get(parameter, {})
         tensors |= {f"{moment}.{name}": moments[moment].cpu().contiguous() for moment in MOMENTS if moment in moments}
-    save_file(tensors, temporary / TENSORS)
+    (temporary / TENSORS).write_bytes(to_bytes(tensors))
     state = {
         "schema_version": SCHEMA_VERSION,
         "step": step,

@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from rpo_verl import discovery
 from rpo_verl.config import Range
 from rpo_verl.lean.options import LeanConfig
+from rpo_verl.r2po.options import R2POConfig
 from rpo_verl.rpo.options import RPOConfig
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -252,14 +253,14 @@ def leaves(cls: type, prefix: str) -> Iterator[tuple[str, object, Range | None]]
             yield f"{prefix}.{field.name}", field.default, field.metadata.get("range")
 
 
-OPTIONS = [*leaves(RPOConfig, "rpo"), *leaves(LeanConfig, "lean")]
+OPTIONS = [*leaves(RPOConfig, "rpo"), *leaves(R2POConfig, "r2po"), *leaves(LeanConfig, "lean")]
 
 
 @pytest.fixture(scope="module")
 def paper():
     discovery.add_groups()
     with initialize_config_module("rpo_verl.hydra_configs", version_base=None):
-        return compose("rpo/paper")
+        return OmegaConf.merge(*({name: compose(f"{name}/paper")[name]} for name in ("rpo", "r2po")))
 
 
 @pytest.mark.parametrize(("key", "default", "allowed"), OPTIONS, ids=[key for key, *_ in OPTIONS])
@@ -269,14 +270,16 @@ def test_every_option_is_there_with_its_default_range_and_the_papers_value(site,
     assert yaml.safe_load(written) == default
     assert ("must be" in text) == (allowed is not None)
     assert allowed is None or f"must be {allowed.text}" in text
-    sets, expected = re.findall(r"\+rpo=paper sets (\S+)", text), OmegaConf.select(paper, key, default=default)
+    algorithm = key.partition(".")[0]
+    sets = re.findall(rf"\+{algorithm}=paper sets (\S+)", text)
+    expected = OmegaConf.select(paper, key, default=default)
     assert [yaml.safe_load(value) for value in sets] == ([] if expected == default else [expected])
     assert len(text.split("·")[-1]) > 40, f"{key} has no meaning: {text}"
 
 
 def test_the_papers_settings_are_listed(site, paper):
     listed = re.findall(
-        r"(?:rpo|lean)(?:\.[a-z_]+)+", Page(site / "options.html").text["where-the-papers-settings-differ"]
+        r"(?:rpo|r2po|lean)(?:\.[a-z_0-9]+)+", Page(site / "options.html").text["where-the-papers-settings-differ"]
     )
     assert listed == [key for key, default, _ in OPTIONS if OmegaConf.select(paper, key, default=default) != default]
 
