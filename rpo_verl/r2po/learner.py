@@ -9,8 +9,6 @@ from rpo_verl.r2po.head import RolloutHead
 from rpo_verl.r2po.objective import KLPenalty, Tokens, head_losses
 from rpo_verl.r2po.options import R2POConfig
 
-#: Tokens whose distributions over the vocabulary are in memory at once.
-CHUNK = 512
 #: What is summed over tokens and devices: tokens first.
 SUMS = ("tokens", "surrogate", "kl", "clipped", "error", "entropy_gain")
 
@@ -35,35 +33,28 @@ class HeadLearner:
         self._sums = torch.zeros(len(SUMS), device=device)
 
     @torch.enable_grad()
-    def accumulate(self, tokens: Tokens, temperature: float) -> float:
+    def accumulate(self, tokens: Tokens, temperature: float) -> None:
         """Add the gradient of some tokens to the head's.
 
         Args:
             tokens: N of them.
             temperature: of the sampling.
 
-        Returns:
-            their loss, summed.
-
         Raises:
             ValueError: if the model has another number of logits than the head.
         """
         vocabulary = len(self.head.up)
-        if len(tokens) and tokens.logits.shape[-1] != vocabulary:
+        if tokens.logits.shape[-1] != vocabulary:
             raise ValueError(
                 f"the model has {tokens.logits.shape[-1]} logits and the rollout head {vocabulary}, the vocab_size of "
                 "the model's configuration. R²PO works with models where both agree."
             )
-        total = 0.0
-        for start in range(0, len(tokens), CHUNK):
-            part = tokens.part(start, start + CHUNK)
-            losses = head_losses(self.head, part, temperature, self.options.stage1.clip_ratio)
-            loss = losses.surrogate + self.penalty.weight * losses.kl
-            loss.backward()
-            total += loss.item()
-            found = (loss.new_tensor(len(part)), *(getattr(losses, name).detach() for name in SUMS[1:]))
-            self._sums += torch.stack(found)
-        return total
+        losses = head_losses(self.head, tokens, temperature, self.options.stage1.clip_ratio)
+        loss = losses.surrogate + self.penalty.weight * losses.kl
+        loss.backward()
+        self._sums += torch.stack(
+            [loss.new_tensor(len(tokens)), *(getattr(losses, name).detach() for name in SUMS[1:])]
+        )
 
     def update(self, add_up: Callable[[torch.Tensor], None]) -> dict[str, float]:
         """Take an optimizer step on what was accumulated, and adapt the penalty.

@@ -31,13 +31,6 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def part(self, start: int, stop: int) -> "Tokens":
-        """The tokens from `start` to `stop`."""
-        return Tokens(
-            self.hidden[start:stop], self.logits[start:stop], self.labels[start:stop], self.advantages[start:stop],
-            self.old_log_probs[start:stop],
-        )  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Losses:

@@ -5,7 +5,9 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from rpo_verl.r2po.hooks import engine
 from rpo_verl.r2po.hooks.engine import ADVANTAGES, generated_tokens
+from rpo_verl.r2po.objective import Tokens
 
 HIDDEN, VOCABULARY = 3, 5
 #: (prompt, response mask) of rows: a prefix that is masked, a row that only fills up, a tool's tokens in between.
@@ -28,7 +30,8 @@ def micro_batch(rows):
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[2:3]])
-def test_every_generated_token_where_it_was_predicted(rows, packed):
+def test_every_generated_token_where_it_was_predicted(monkeypatch, rows, packed):
+    monkeypatch.setattr(engine, "CHUNK", 3)
     batch, columns = micro_batch(rows)
     lengths = [len(ids) for ids in columns["input_ids"]]
     longest = max(lengths)
@@ -36,7 +39,13 @@ def test_every_generated_token_where_it_was_predicted(rows, packed):
     by_row = [torch.tensor([[row, place, 0.0] for place in range(length)]) for row, length in enumerate(lengths)]
     padded = torch.stack([torch.cat([h, torch.full((longest - len(h), HIDDEN), -1.0)]) for h in by_row])
     hidden = torch.cat(by_row)[None] if packed else padded
-    found = generated_tokens(hidden, hidden @ torch.ones(HIDDEN, VOCABULARY), batch)
+    parts = list(generated_tokens(hidden, hidden @ torch.ones(HIDDEN, VOCABULARY), batch))
+    if rows == ROWS[2:3]:
+        assert not parts
+        return
+    assert max(map(len, parts)) <= 3
+    names = ("hidden", "logits", "labels", "advantages", "old_log_probs")
+    found = Tokens(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     expected = [
         (row, prompt + i - 1, columns["input_ids"][row][prompt + i].item(), columns[ADVANTAGES][row][i].item(),

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from rpo_verl.r2po import learner as learner_module
 from rpo_verl.r2po import state
 from rpo_verl.r2po.head import RolloutHead
 from rpo_verl.r2po.learner import HeadLearner
@@ -31,6 +30,11 @@ def tokens_of(seed=0, count=TOKENS, advantages=None):
 def learner_of(**stage1):
     options = R2POConfig(head=HeadConfig(rank=4), stage1=Stage1Config(**({"lr": 0.02} | stage1)))
     return HeadLearner(options, HIDDEN, VOCABULARY, "cpu")
+
+
+def part(tokens, start, stop):
+    names = ("hidden", "logits", "labels", "advantages", "old_log_probs")
+    return Tokens(*(getattr(tokens, name)[start:stop] for name in names))
 
 
 def alone(tensor):
@@ -124,16 +128,16 @@ def test_a_token_without_probability_is_no_nan():
     assert metrics[-1]["kl"] > 0
 
 
-def test_parts_and_devices_add_up(monkeypatch):
+def test_parts_and_devices_add_up():
     tokens = tokens_of()
     whole = learner_of()
     expected = train(whole, tokens, 3)
 
-    monkeypatch.setattr(learner_module, "CHUNK", 7)
     one, other = learner_of(), learner_of()
     for step in range(3):
-        one.accumulate(tokens.part(0, 100), 1.0)
-        other.accumulate(tokens.part(100, TOKENS), 1.0)
+        for start in range(0, 100, 7):
+            one.accumulate(part(tokens, start, min(start + 7, 100)), 1.0)
+        other.accumulate(part(tokens, 100, TOKENS), 1.0)
         shared = [[p.grad for p in each.head.parameters()] + [each._sums] for each in (one, other)]
         summed = [a + b for a, b in zip(*shared, strict=True)]
         found = []

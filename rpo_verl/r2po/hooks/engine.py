@@ -27,6 +27,8 @@ from rpo_verl.upstream.engines import engines_of
 
 #: Key in the `extra_info` of a batch for the workers: it trains the head.
 TRAIN_HEAD = "r2po_train_head"
+#: Tokens whose distributions over the vocabulary are in memory at once.
+CHUNK = 512
 #: Prefix of a worker's metrics in stage 1; veRL has a `loss` and a `grad_norm` of its own.
 METRICS = "r2po_head_"
 #: Field of a row: its advantages in stage 1, (response,) float.
@@ -68,10 +70,10 @@ class RolloutHeadEngine:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         hidden, self._entered = self._entered, None
         logits = output.logits.full_tensor() if isinstance(output.logits, DTensor) else output.logits
-        tokens = generated_tokens(hidden, logits, micro_batch)
         # The head is in float32, whatever the policy's forward pass is in.
         with torch.autocast(logits.device.type, enabled=False):
-            self._learner.accumulate(tokens, float(micro_batch["temperature"]))
+            for tokens in generated_tokens(hidden, logits, micro_batch):
+                self._learner.accumulate(tokens, float(micro_batch["temperature"]))
         return {}
 
     def get_per_tensor_param(self, *args: Any, **kwargs: Any) -> tuple[Iterator[tuple[str, torch.Tensor]], Any]:
@@ -122,8 +124,8 @@ def _no_loss(model_output: Any, data: TensorDict, dp_group: Any) -> tuple[torch.
     return torch.zeros(()), {}
 
 
-def generated_tokens(hidden: torch.Tensor, logits: torch.Tensor, micro_batch: TensorDict) -> Tokens:
-    """The tokens of a micro-batch that the model generated, each where it was predicted.
+def generated_tokens(hidden: torch.Tensor, logits: torch.Tensor, micro_batch: TensorDict) -> Iterator[Tokens]:
+    """The tokens of a micro-batch that the model generated, each where it was predicted, in parts of `CHUNK`.
 
     Args:
         hidden: (1, T, H) of rows one after another, or (B, L, H) of padded rows; input of the output layer.
@@ -147,13 +149,11 @@ def generated_tokens(hidden: torch.Tensor, logits: torch.Tensor, micro_batch: Te
         return torch.cat([values[mask.bool()] for values, mask in rows])
 
     labels = [row[prompt:][mask.bool()] for row, prompt, mask in zip(ids.unbind(), prompts, masks, strict=True)]
-    return Tokens(
-        hidden=hidden.flatten(0, 1)[chosen],
-        logits=logits.flatten(0, 1)[chosen],
-        labels=torch.cat(labels),
-        advantages=of_response(ADVANTAGES).float(),
-        old_log_probs=of_response("rollout_log_probs").float(),
-    )
+    ids_of, advantages = torch.cat(labels), of_response(ADVANTAGES).float()
+    old_log_probs, hidden, logits = of_response("rollout_log_probs").float(), hidden.flatten(0, 1), logits.flatten(0, 1)
+    for begin in range(0, len(chosen), CHUNK):
+        part = slice(begin, begin + CHUNK)
+        yield Tokens(hidden[chosen[part]], logits[chosen[part]], ids_of[part], advantages[part], old_log_probs[part])
 
 
 def give_heads(worker: Any, options: R2POConfig) -> int:
