@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rpo_verl import algorithms
+from rpo_verl.r2po.hooks.settings import NEEDS
 from rpo_verl.rpo.hooks.settings import WRAPPED, take_over
 from rpo_verl.upstream.preflight import CheckInputs
 from rpo_verl.upstream.settings import MANAGER, CheckSettings, read_options
@@ -80,13 +81,13 @@ def leaves(section, prefix):
             yield from leaves(value, name)
 
 
-def keys_of(base):
+def keys_of(base, sections=("rpo", "lean"), verls=VERLS):
     config = pickle.loads(composed(base))
-    # Hydra takes `rpo` and `lean` themselves for the choice of a group.
-    own = [name for section in ("rpo", "lean") for name in leaves(config[section], section)]
-    misspelt = [f"{name}s" for name in own] + [name.replace("rpo.", "rpo.other_") for name in own if "." in name]
+    # Hydra takes the names of sections themselves for the choice of a group.
+    own = [name for section in sections for name in leaves(config[section], section)]
+    misspelt = [f"{name}s" for name in own] + [name.replace("po.", "po.other_") for name in own if "." in name]
     # Ours more often than veRL's.
-    return st.one_of(st.sampled_from(own), st.sampled_from(own), st.sampled_from(VERLS), st.sampled_from(misspelt))
+    return st.one_of(st.sampled_from(own), st.sampled_from(own), st.sampled_from(verls), st.sampled_from(misspelt))
 
 
 def check(base, overrides):
@@ -151,6 +152,40 @@ def test_random_overrides_run_or_are_named(base, monkeypatch):
                 for name in inner.split("."):
                     options = getattr(options, name)
                 assert str(options).lower() in (value, f"{value}.0"), (overrides, options)
+
+    fuzz()
+    assert ended["refused"] and ended["passed"]
+
+
+def test_random_overrides_of_r2po_run_or_are_named(base, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    base, ended = ("+r2po=enabled", *base[1:]), {"refused": 0, "passed": 0}
+    correction = [f"algorithm.rollout_correction{key}" for key in ("", ".rollout_is", ".bypass_mode")]
+    others = [f"{ROLLOUT}.temperature", f"{ROLLOUT}.logprobs_mode", f"{ROLLOUT}.n", "trainer.use_v1"]
+    keys = keys_of(base, ("r2po",), (*NEEDS, *correction, *others))
+
+    @settings(
+        max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None, derandomize=True,
+        suppress_health_check=list(HealthCheck), phases=[Phase.generate], report_multiple_bugs=False,
+    )  # fmt: skip
+    @given(st.lists(st.tuples(st.sampled_from(["", "", "", "+", "++", "~"]), keys, st.sampled_from(VALUES)), min_size=1,
+                    max_size=2))  # fmt: skip
+    def fuzz(drawn):
+        overrides = [f"~{key}" if sign == "~" else f"{sign}{key}={value}" for sign, key, value in drawn]
+        try:
+            config = check(base, overrides)
+        except (HydraException, OmegaConfBaseException, SystemExit) as error:
+            ended["refused"] += 1
+            text = f"{error} {error.__cause__ or ''}"
+            named = [part for _, key, _ in drawn for part in key.split(".")[-2:]] + ["veRL refuses them"]
+            assert any(part in text for part in named), (overrides, text)
+            assert "could not be checked" not in text, (overrides, text)
+            return
+        ended["passed"] += 1
+        # What passes trains with R²PO, under settings that it works with.
+        assert {entry.name for entry in algorithms.selected(config)} == {"r2po"}, overrides
+        for key, (possible, _) in NEEDS.items():
+            assert OmegaConf.select(config, key) in (*possible, None), overrides
 
     fuzz()
     assert ended["refused"] and ended["passed"]

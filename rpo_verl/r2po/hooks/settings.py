@@ -1,5 +1,7 @@
 """Which settings of veRL R²PO cannot run with, each refused by name."""
 
+import math
+
 from omegaconf import DictConfig, OmegaConf
 
 from rpo_verl.config import ConfigError
@@ -50,32 +52,33 @@ def check(config: DictConfig) -> R2POConfig:
         if value not in possible and not (value is None and key != WORKER_CLASS):
             allowed = " or ".join("null" if one is None else str(one) for one in possible)
             raise ConfigError(f"{key}={value}: R²PO works with {allowed} alone, because {reason}.")
-    rollout = config.actor_rollout_ref.rollout
-    if rollout.temperature != 1 and rollout.logprobs_mode != "processed_logprobs":
+    temperature, mode = (OmegaConf.select(config, f"{ROLLOUT}.{name}") for name in ("temperature", "logprobs_mode"))
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise ConfigError(f"{ROLLOUT}.temperature={temperature}: R²PO samples, so it must be a number above 0.")
+    if temperature != 1 and mode != "processed_logprobs":
         raise ConfigError(
-            f"{ROLLOUT}.logprobs_mode={rollout.logprobs_mode} with temperature={rollout.temperature}: the "
-            "log-probabilities of what was sampled are those of another temperature. Use processed_logprobs."
+            f"{ROLLOUT}.logprobs_mode={mode} with temperature={temperature}: the log-probabilities of what was sampled "
+            "are those of another temperature. Use processed_logprobs."
         )
-    if not rollout.temperature > 0:
-        raise ConfigError(f"{ROLLOUT}.temperature={rollout.temperature}: R²PO samples, so it must be above 0.")
     _check_correction(config, options)
     return options
 
 
 def _check_correction(config: DictConfig, options: R2POConfig) -> None:
-    correction = config.algorithm.get("rollout_correction") or {}
-    if correction.get("bypass_mode", False):
+    bypass, weights = (OmegaConf.select(config, f"{CORRECTION}.{name}") for name in ("bypass_mode", "rollout_is"))
+    if bypass:
         raise ConfigError(
-            f"{CORRECTION}.bypass_mode=True: the old log-probabilities would be the head's, and PPO would clip every "
-            "token that the head made likelier or rarer. Set it to False."
+            f"{CORRECTION}.bypass_mode={bypass}: the old log-probabilities would be the head's, and PPO would clip "
+            "every token that the head made likelier or rarer. Set it to False."
         )
-    weights = correction.get("rollout_is")
-    if options.correction == "importance" and not weights:
+    if weights not in (None, "token", "sequence"):
+        raise ConfigError(f"{CORRECTION}.rollout_is={weights}: must be token, sequence or null")
+    if options.correction == "importance" and weights is None:
         raise ConfigError(
             f"r2po.correction=importance with {CORRECTION}.rollout_is=null: nothing would correct for rollouts "
             f"that the head sampled. Set {CORRECTION}.rollout_is=token, or r2po.correction=none."
         )
-    if options.correction == "none" and weights:
+    if options.correction == "none" and weights is not None:
         raise ConfigError(
             f"r2po.correction=none with {CORRECTION}.rollout_is={weights}: the weights correct. Set "
             f"{CORRECTION}.rollout_is=null, or r2po.correction=importance."
