@@ -97,6 +97,11 @@ def run_suite(
         for arm, by_seed in arms.items():
             for seed in map(int, by_seed):
                 then.setdefault((f"{policy}-{arm}", seed), earlier["arms"][policy][arm] | {"seed": seed})
+    # Options that came later had their defaults.
+    defaults = vars(parser().parse_args([]))
+    then = {
+        run: {key: defaults[key] for key in defaults if key != "out"} | made_with for run, made_with in then.items()
+    }
     for (arm, seed), made_with in then.items():
         if arm in suite and made_with != (now := arguments(suite[arm], seed, extra)):
             other = {key: (value, now.get(key)) for key, value in made_with.items() if value != now.get(key)}

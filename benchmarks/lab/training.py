@@ -17,6 +17,7 @@ import torch
 from benchmarks.exact import HELD_OUT_SEED, Solved, held_out, measure
 from benchmarks.lab.advantages import Batch, as_batch, estimate, give_credit, imitate, truncate_weights
 from benchmarks.lab.batches import Collected, collect
+from benchmarks.lab.drafts import Drafts
 from benchmarks.lab.groups import Finished, observe, plan_starts, roll_out
 from benchmarks.lab.options import MANY_SOLUTIONS, METHODS, Method, read_rpo
 from benchmarks.lab.policy import Policy
@@ -88,6 +89,7 @@ class Training:
             ),
         )  # fmt: skip
         self._seen: dict[Question, Finished] = {}
+        self._drafts = Drafts(args.lenience, args.seed)
         if validation is None:
             validation = held_out(policy.tokenizer, args.eval_questions, args.problem_steps)
         self._validation = validation
@@ -142,6 +144,8 @@ class Training:
 
     def _new_groups(self, count: int) -> list[Finished]:
         questions = self._visits.take(count)
+        if self.method.verified:
+            return self._from_drafts(questions)
         kept = [self._seen[question] for question in questions if question in self._seen]
         new = [question for question in questions if question not in self._seen]
         starts = plan_starts(self._rollouts, new, self.step, self.args.group_size, self.args.max_response_length)
@@ -152,6 +156,17 @@ class Training:
             self._seen |= {one.question: one for one in fresh}
         return [*fresh, *kept]
 
+    def _from_drafts(self, questions: Sequence[Question]) -> list[Finished]:
+        sample = partial(self._sampler.sample, generator=self._generator)
+        size, room = self.args.group_size, self.args.max_response_length
+        found = self._drafts.roll_out(questions, self.step, size, room, sample, self._log_probs, self._reward)
+        self.tokens += sum(int(one.group.generated.sum()) for one in found)
+        return found
+
+    def _log_probs(self, questions: Sequence[Sequence[int]], responses: Sequence[np.ndarray]) -> np.ndarray:
+        with torch.no_grad():
+            return self.policy.log_probs(questions, responses).numpy()
+
     def _reward(self, question: Question, response: np.ndarray) -> tuple[float, float]:
         accuracy = reward(self.policy.tokenizer, question, response)
         penalty = overlong_penalty(len(response), self.args.max_response_length, self.method.overlong_buffer)
@@ -159,6 +174,8 @@ class Training:
 
     def _batch(self, groups: Sequence[Finished]) -> Batch:
         batch = as_batch(groups)
+        if self.method.verified:
+            batch.mask = torch.arange(batch.mask.shape[1]) < torch.tensor([[len(row)] for row in batch.responses])
         if self.method.imitate:
             imitate(groups, batch)
             return batch
