@@ -82,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
         "--prefix-weights", type=float, metavar="C",
         help="weigh reused tokens by min(C, π/π_then); without it their ratio is clipped as PPO does",
     )  # fmt: skip
+    run.add_argument(
+        "--skip-solved", type=float, metavar="P", help="skip nine of ten visits where success is at least P"
+    )
     run.add_argument("--lenience", type=float, default=1.0, help="of verified drafts: λ in min(1, λ π_now/π_then)")
     run.add_argument("--micro-batch", type=int, default=16, help="rows per forward pass of the update")
     run.add_argument("--eval-every", type=int, default=8, help="steps between evaluations")
@@ -127,6 +130,8 @@ def check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: must be above 0")
     if args.max_tokens is not None and args.max_tokens <= 0:
         raise ConfigError(f"--max-tokens={args.max_tokens}: must be above 0")
+    if args.skip_solved is not None and not 0 < args.skip_solved <= 1:
+        raise ConfigError(f"--skip-solved={args.skip_solved}: must be above 0 and at most 1")
     if args.rpo and not METHODS[args.arm].reuse:
         raise ConfigError(f"{' '.join(args.rpo)}: --arm={args.arm} does not read RPO's options; use rpo or dapo-rpo")
     rpo = read_rpo(args.rpo, args.max_response_length, max(2, args.group_size))

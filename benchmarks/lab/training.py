@@ -29,6 +29,8 @@ from rpo_verl.rpo.group import Group, differ
 from rpo_verl.rpo.options import RewardConfig, RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
 
+#: Of the visits to solved questions these are made, so that what was unlearned is noticed.
+LOOKS = 0.1
 #: Rollouts at a time in a sampled evaluation.
 SAMPLED_AT_ONCE = 128
 
@@ -90,6 +92,8 @@ class Training:
         )  # fmt: skip
         self._seen: dict[Question, Finished] = {}
         self._drafts = Drafts(args.lenience, args.seed)
+        self._last: dict[Question, Group] = {}
+        self._looks = torch.Generator().manual_seed(args.seed)
         if validation is None:
             validation = held_out(policy.tokenizer, args.eval_questions, args.problem_steps)
         self._validation = validation
@@ -128,6 +132,7 @@ class Training:
                 truncate_weights(collected.batch, batch, self.args.prefix_weights)
         with self.clock("update"):
             rows = self._updater.update(batch, progress)
+        self._last |= {one.question: one.group for one in [*collected.discarded, *collected.batch]}
         self._note(collected, rows)
 
     def _collect(self) -> Collected:
@@ -143,7 +148,7 @@ class Training:
         return earns_credit(group, self._rpo.credit, self._rollouts.expected_success(group))
 
     def _new_groups(self, count: int) -> list[Finished]:
-        questions = self._visits.take(count)
+        questions = self._visits.take(count, self._is_solved)
         if self.method.verified:
             return self._from_drafts(questions)
         kept = [self._seen[question] for question in questions if question in self._seen]
@@ -155,6 +160,16 @@ class Training:
         if self.method.first_epoch_only:
             self._seen |= {one.question: one for one in fresh}
         return [*fresh, *kept]
+
+    def _is_solved(self, question: Question) -> bool:
+        """Whether to skip a visit: where the last one promises success, and chance does not want another look."""
+        if self.args.skip_solved is None or question not in self._last:
+            return False
+        group = self._last[question]
+        expected = self._rollouts.expected_success(group) if self._rollouts is not None else float(group.correct.mean())
+        if expected is None or expected < self.args.skip_solved:
+            return False
+        return float(torch.rand(1, generator=self._looks)) >= LOOKS
 
     def _from_drafts(self, questions: Sequence[Question]) -> list[Finished]:
         sample = partial(self._sampler.sample, generator=self._generator)
@@ -200,6 +215,7 @@ class Training:
                 "generated_tokens": sum(int(group.generated.sum()) for group in groups) / sum(map(len, groups)),
                 "prefixed_groups": sum(group.prefixed for group in groups),
                 "discarded_groups": len(collected.discarded),
+                "skipped_visits": self._visits.skipped,
                 "trained_rows": rows,
                 "credit": fmean(self._credit) if self._credit else 0.0,
             }

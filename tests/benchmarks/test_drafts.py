@@ -1,4 +1,4 @@
-"""Verified drafts: what is accepted, which distribution results, and that a training with them runs."""
+"""Verified drafts: what is accepted, and which distribution results."""
 
 from collections import Counter
 
@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.lab.drafts import Drafts, accepted
-from benchmarks.lab.options import check, parser
-from benchmarks.lab.policy import Policy
 from benchmarks.lab.questions import Question
 from benchmarks.lab.sampler import Continuation
-from benchmarks.lab.training import Training
-from benchmarks.tiny import CHECKPOINT
 
 END = 2
 THEN, NOW = np.array([0.7, 0.2, 0.1]), np.array([0.3, 0.6, 0.1])
@@ -78,15 +74,3 @@ def test_members_write_on_behind_what_is_accepted():
 
     (third,) = drafts.roll_out([asked], 3, 2, 10, sample, lambda _, r: np.full((len(r), 3), -1.0), ask[-1])
     assert third.group.generated.tolist() == [0, 0] and len(contexts) == 2, "whole drafts need no generation"
-
-
-def test_a_training_reuses_its_responses():
-    args = parser().parse_args(
-        ["--arm", "drafts", "--steps", "3", "--batch", "2", "--group-size", "2", "--questions", "2",
-         "--problem-steps", "3", "--eval-questions", "2", "--eval-every", "3", "--lr", "1e-5"]
-    )  # fmt: skip
-    check(args)
-    record = Training(Policy.load(CHECKPOINT), args).run(lambda _: None)
-    first, *later = [step["generated_tokens"] for step in record["steps"]]
-    assert all(step < 0.5 * first for step in later)
-    assert all(step["trained_rows"] <= 4 for step in record["steps"])

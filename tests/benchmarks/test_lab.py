@@ -131,6 +131,14 @@ def test_an_epoch_visits_every_question_once():
     assert Visits(asked, seed=1).take(6) == epochs[0] != Visits(asked, seed=2).take(6)
 
 
+def test_solved_questions_are_skipped_at_most_an_epoch():
+    asked = [question(number) for number in range(6)]
+    visits = Visits(asked, seed=1)
+    assert set(visits.take(3, lambda q: q in asked[:3])) == set(asked[3:]) and visits.skipped <= 3
+    assert len(visits.take(4, lambda q: True)) == 4, "where all are solved, training goes on"
+    assert visits.skipped >= 6
+
+
 # Groups
 
 
@@ -527,8 +535,20 @@ def test_every_arm_trains(arm, tmp_path):
         assert record["steps"][1]["tokens"] == record["steps"][2]["tokens"], "the second epoch generates nothing"
     if "dapo" in arm:
         assert all(step["trained_rows"] == 2 for step in record["steps"] if not step["prefixed_groups"])
+    if arm == "drafts":
+        assert record["steps"][2]["generated_tokens"] < 0.5 * record["steps"][0]["generated_tokens"]
     if arm == "rpo":
         assert record["steps"][2]["prefixed_groups"] == 2, "the questions of the third step were seen in the first"
+
+
+def test_solved_questions_are_not_rolled_out_again(tmp_path):
+    # Questions of two steps are answered right by all members.
+    usual, skipping = (trained(tmp_path, *more) for more in ((), ("--skip-solved", "0.9")))
+    assert [step["skipped_visits"] for step in usual["steps"]] == [0, 0, 0]
+    first, _, last = (step["skipped_visits"] for step in skipping["steps"])
+    assert first == 0 < last
+    with pytest.raises(ConfigError, match="--skip-solved=2"):
+        options.check(options.parser().parse_args(["--skip-solved", "2"]))
 
 
 def test_the_seed_decides_a_run(tmp_path):
