@@ -26,7 +26,7 @@ NOTHING: Mapping[str, Any] = {"machine": {}, "settings": {}, "arms": {}, "runs":
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """What is published of a run's record."""
     last, steps = record["curve"][-1], record["steps"]
-    keys = ("greedy", "pass_at_k", "entropy")
+    keys = ("greedy", "pass_at_k", "entropy", "distinct_share", "answer_tokens")
     return {
         "curve": [
             {"step": p["step"], "seconds": round(p["cpu_seconds"], 1), "tokens": p["tokens"], "accuracy": p["accuracy"]}

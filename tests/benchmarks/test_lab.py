@@ -601,7 +601,18 @@ def test_policies_with_many_solutions_are_sampled(policy):
     training = Training(policy, args)
     training._evaluate(lambda line: None)
     (point,) = training.curve
-    assert point["sampled"] and point["accuracy"] in (0, 0.5, 1)
+    assert point["sampled"] and point["accuracy"] in (0, 0.5, 1) and "pass_at_k" not in point
+
+
+def test_at_the_end_they_answer_often(policy, monkeypatch):
+    monkeypatch.setattr("benchmarks.lab.training.ANSWERED", 3)
+    args = options.parser().parse_args(["--model", "talkative", "--eval-questions", "2", "--problem-steps", "7"])
+    options.check(args)
+    found = Training(policy, args)._answers()
+    assert found["pass_at_k"]["1"] <= found["pass_at_k"]["32"] <= 1
+    assert 1 / 32 <= found["distinct_share"] <= 1 and 0 <= found["entropy"] < 1
+    # The tiny reasoner's solutions are equally long, and its most likely one is right.
+    assert 20 < found["answer_tokens"] < 80 and found["greedy"] == 1
 
 
 def test_a_suite_goes_on_where_it_was_interrupted(tmp_path, capsys):
