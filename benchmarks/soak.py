@@ -4,8 +4,8 @@ Trains 300 steps in three processes. Each goes on from the checkpoint of the one
 below the number of questions, so that it evicts in every epoch; a sixth of the rows is another agent loop's, and a
 sixth are harder questions. Every few seconds the memory and the open files of every process of the run are noted.
 
-Writes soak.json and soak.png. Ends with status 1 if memory or files of any kind of process grow on from the middle of a
-process's life to its end.
+Writes soak.json and soak.png. Ends with status 1 if memory or files of any kind of process still grow in the second
+half of its life.
 """
 
 import argparse
@@ -32,9 +32,10 @@ from rpo_verl.tools.evaluation.results import markdown
 
 #: Seconds between two looks at the processes.
 EVERY_S = 5.0
-#: A kind of process grows if its median memory in the last quarter of its life exceeds that of the second quarter by
-#: more than this share and this many MB, or its open files by more than these.
-MOST_SHARE, MOST_MB, MOST_FILES = 0.05, 20.0, 8
+#: A kind of process grows if its median memory in the last quarter of its life exceeds that of the third quarter by
+#: more than this share and this many MB, or its open files by more than these. An allocator may take more at once as
+#: late as at the second checkpoint, in the second quarter; what leaks goes on.
+MOST_SHARE, MOST_MB, MOST_FILES = 0.02, 10.0, 4
 QUESTIONS = 48
 OVERRIDES = (
     "+rpo=enabled", "rpo.credit.rule=paid", "rpo.rollout.trunks=2", "rpo.rollout.full_rollout_every=0",
@@ -59,9 +60,9 @@ def write_mixed_questions(folder: Path) -> None:
 
 
 def kind_of(process: psutil.Process) -> str:
-    """What a process of a run is: Ray's title of an actor, vLLM's, or the name of the program."""
+    """What a process of a run is: the class of a Ray actor, vLLM's title, or the name of the program."""
     title = " ".join(process.cmdline())
-    found = re.search(r"ray::[\w.]+|VLLM::\w+", title)
+    found = re.search(r"ray::\w+|VLLM::\w+", title)
     if found:
         return found[0]
     for name in ("gcs_server", "raylet", "main_ppo", "dashboard", "log_monitor", "runtime_env"):
@@ -94,7 +95,7 @@ def series(looks: Sequence[Mapping[str, Any]], life: int, kind: str, what: str) 
 
 
 def growth(looks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What every kind of process had in the second and in the last quarter of each life, as medians."""
+    """What every kind of process had in the third and in the last quarter of each life, as medians."""
     rows = []
     for life in sorted({one["life"] for one in looks}):
         for kind in sorted({kind for one in looks if one["life"] == life for kind in one["processes"]}):
@@ -104,7 +105,7 @@ def growth(looks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 if len(values) < 8:
                     break
                 quarter = len(values) // 4
-                found[what] = [round(median(part), 1) for part in (values[quarter : 2 * quarter], values[-quarter:])]
+                found[what] = [round(median(part), 1) for part in (values[-2 * quarter : -quarter], values[-quarter:])]
             else:
                 (mb, mb_end), (files, files_end) = found["mb"], found["files"]
                 found["grows"] = mb_end - mb > max(MOST_MB, MOST_SHARE * mb) or files_end - files > MOST_FILES
@@ -114,7 +115,7 @@ def growth(looks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def rows_of(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Table of `growth`, head first."""
-    table = [["life", "process", "memory, MB, second quarter", "last quarter", "files, second quarter", "last quarter"]]
+    table = [["life", "process", "memory, MB, third quarter", "last quarter", "files, third quarter", "last quarter"]]
     for row in found:
         (mb, mb_end), (files, files_end) = row["mb"], row["files"]
         cells = [f"{mb:,.0f}", f"{mb_end:,.0f}", f"{files:.0f}", f"{files_end:.0f}"]

@@ -1,7 +1,8 @@
 """Train one arm of the fast lane, or a suite of them.
 
     python -m benchmarks.lab [--arm grpo] [--model tiny] [--seed 1] … [rpo.KEY=VALUE …]
-    python -m benchmarks.lab --suite lr|competitors|reuse [--arms …] [--seeds 1,2,3] [--lanes 2] [-- OPTION …]
+    python -m benchmarks.lab --suite lr|competitors|reuse [--arms …] [--seeds 1,2,3] [--lanes 2]
+        [--continue-from RESULTS] [-- OPTION …]
 
 A run writes its record to runs/lab/ARM-seedSEED.json, a suite to runs/lab/SUITE/, with results.json and results.md of
 all its runs. Called again, a suite goes on where it was interrupted.
@@ -12,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 
+from benchmarks.lab import publish
 from benchmarks.lab.options import parser
 from benchmarks.lab.runs import OUT, run_suite, train
 from benchmarks.lab.suites import SUITES
@@ -26,6 +28,7 @@ def suite_parser() -> argparse.ArgumentParser:
     made.add_argument("--arms", help="comma-separated; default: all of the suite")
     made.add_argument("--seeds", help="comma-separated; default: those of the suite")
     made.add_argument("--lanes", type=int, default=2, help="runs at a time, each on a core of its own; default: 2")
+    made.add_argument("--continue-from", type=Path, help="published results of the suite, of a call on another machine")
     made.add_argument("--out", type=Path, help="default: runs/lab/SUITE")
     made.add_argument("extra", nargs="*", help="behind --: options for every run")
     return made
@@ -48,7 +51,9 @@ def main(argv: list[str] | None = None) -> None:
         try:
             parser().parse_args(args.extra)
             claim(out, {"suite": args.suite})
-            run_suite({name: suite.arms[name] for name in names}, seeds, args.extra, out, args.lanes)
+            earlier = publish.read(args.continue_from, args.suite) if args.continue_from else publish.NOTHING
+            chosen = {name: suite.arms[name] for name in names}
+            run_suite(chosen, seeds, args.extra, out, args.lanes, earlier, list(suite.arms))
         except ConfigError as error:
             options.error(str(error))
         return

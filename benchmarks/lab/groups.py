@@ -75,7 +75,7 @@ def roll_out(
         finished.append(
             Finished(
                 question,
-                _group(start, question, responses, step, reward, options.reward, trunk is not None),
+                as_group(start, question, responses, step, reward, options.reward, trunk is not None),
                 responses,
                 [np.concatenate([known, suffix.log_probs]).astype(np.float32) for suffix in suffixes],
             )
@@ -106,10 +106,11 @@ def _trunks(
     return found
 
 
-def _group(
+def as_group(
     start: Start, question: Question, responses: Sequence[np.ndarray], step: int, reward: Reward, shaping: RewardConfig,
-    begins_with_trunk: bool,
+    begins_with_trunk: bool = False,
 ) -> Group:  # fmt: skip
+    """Reward the responses of a question, and shape their rewards."""
     rewards, accuracies = np.array([reward(question, response) for response in responses], dtype=np.float64).T
     lengths = np.array([len(response) for response in responses])
     correct = np.array(

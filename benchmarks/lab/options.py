@@ -37,6 +37,9 @@ class Method:
     first_epoch_only: bool = False
     """Nothing is rolled out after the first epoch; later steps repeat its groups."""
 
+    verified: bool = False
+    """Responses start from those of the last visit, as far as the policy accepts them; all their tokens are trained."""
+
 
 METHODS = {
     "grpo": Method(),
@@ -45,6 +48,7 @@ METHODS = {
     "dapo-rpo": Method(reuse=True, filtered=True, clip_ratio_high=0.28, overlong_buffer=16),
     "raft": Method(imitate=True),
     "first-epoch": Method(imitate=True, first_epoch_only=True),
+    "drafts": Method(verified=True),
 }
 
 #: Name of a policy → function of policies.py that makes it; None: the checkpoint as it is.
@@ -78,6 +82,10 @@ def parser() -> argparse.ArgumentParser:
         "--prefix-weights", type=float, metavar="C",
         help="weigh reused tokens by min(C, π/π_then); without it their ratio is clipped as PPO does",
     )  # fmt: skip
+    run.add_argument(
+        "--skip-solved", type=float, metavar="P", help="skip nine of ten visits where success is at least P"
+    )
+    run.add_argument("--lenience", type=float, default=1.0, help="of verified drafts: λ in min(1, λ π_now/π_then)")
     run.add_argument("--micro-batch", type=int, default=16, help="rows per forward pass of the update")
     run.add_argument("--eval-every", type=int, default=8, help="steps between evaluations")
     run.add_argument("--eval-questions", type=int, default=QUESTIONS, help="held-out questions")
@@ -116,12 +124,14 @@ def check(args: argparse.Namespace) -> None:
     if args.max_response_length is None:
         args.max_response_length = 192 if args.model in MANY_SOLUTIONS else 128
     positive = ("steps", "batch", "group_size", "questions", "ppo_epochs", "eval_every", "eval_questions",
-                "micro_batch", "max_response_length", "lr")  # fmt: skip
+                "micro_batch", "max_response_length", "lr", "lenience")  # fmt: skip
     for name in positive:
         if not getattr(args, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: must be above 0")
     if args.max_tokens is not None and args.max_tokens <= 0:
         raise ConfigError(f"--max-tokens={args.max_tokens}: must be above 0")
+    if args.skip_solved is not None and not 0 < args.skip_solved <= 1:
+        raise ConfigError(f"--skip-solved={args.skip_solved}: must be above 0 and at most 1")
     if args.rpo and not METHODS[args.arm].reuse:
         raise ConfigError(f"{' '.join(args.rpo)}: --arm={args.arm} does not read RPO's options; use rpo or dapo-rpo")
     rpo = read_rpo(args.rpo, args.max_response_length, max(2, args.group_size))

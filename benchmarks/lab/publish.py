@@ -3,13 +3,15 @@
 Seconds are those of the processor: a run has a core to itself, and what else goes on there does not count.
 """
 
+import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.results import difference_rows, final_accuracy, origin, overturning, spread
+from rpo_verl.config import ConfigError
 from rpo_verl.tools.evaluation.results import markdown
 from rpo_verl.tools.files import write_text
 
@@ -17,12 +19,14 @@ from rpo_verl.tools.files import write_text
 PARTS = {"generation": "generation", "log-probs": "log-probs", "update": "update", "cache": "plug-in"}
 #: What an arm's name ends with in a sweep.
 LR = "-lr"
+#: Results of no run.
+NOTHING: Mapping[str, Any] = {"machine": {}, "settings": {}, "arms": {}, "runs": {}}
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """What is published of a run's record."""
     last, steps = record["curve"][-1], record["steps"]
-    keys = ("greedy", "pass_at_k", "entropy")
+    keys = ("greedy", "pass_at_k", "entropy", "distinct_share", "answer_tokens")
     return {
         "curve": [
             {"step": p["step"], "seconds": round(p["cpu_seconds"], 1), "tokens": p["tokens"], "accuracy": p["accuracy"]}
@@ -40,21 +44,37 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     } | ({"broke_down": record["broke_down"]} if "broke_down" in record else {})
 
 
-def results(suite: str, records: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The published form of a suite: policy → arm → seed → summary, arms in the order of the suite."""
-    runs: dict[str, dict[str, dict[str, Any]]] = {}
-    machine, settings = {}, {}
+def results(
+    suite: str,
+    order: Sequence[str],
+    records: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    earlier: Mapping[str, Any] = NOTHING,
+) -> dict[str, Any]:
+    """The published form of a suite: policy → arm → seed → summary, and policy → arm → options.
+
+    Args:
+        suite: its name.
+        order: arms as the suite calls them, POLICY-ARM, in the order of its tables.
+        records: arm → seed → record.
+        earlier: published results to go on from; records of the same runs win.
+    """
+    machine, settings = earlier["machine"], earlier["settings"]
+    runs, arms = (copy.deepcopy(earlier[part]) for part in ("runs", "arms"))
     for name, by_seed in records.items():
-        for seed, record in sorted(by_seed.items()):
+        for seed, record in by_seed.items():
             args = record["args"]
-            arm = name.removeprefix(f"{args['model']}-")
-            runs.setdefault(args["model"], {}).setdefault(arm, {})[str(seed)] = summary(record)
+            policy, arm = args["model"], name.removeprefix(f"{args['model']}-")
+            runs.setdefault(policy, {}).setdefault(arm, {})[str(seed)] = summary(record)
+            arms.setdefault(policy, {})[arm] = {key: value for key, value in args.items() if key != "seed"}
             machine = {key: value for key, value in record["machine"].items() if key != "processor"}
             settings = {
                 "problem_steps": args["problem_steps"], "questions": args["questions"], "batch": args["batch"],
                 "eval_questions": args["eval_questions"],
             }  # fmt: skip
-    return {"suite": suite, "machine": machine, "settings": settings, "runs": runs}
+    for policy, of in runs.items():
+        ordered = sorted(of, key=lambda arm: order.index(f"{policy}-{arm}"))
+        runs[policy] = {arm: {seed: of[arm][seed] for seed in sorted(of[arm], key=int)} for arm in ordered}
+    return {"suite": suite, "machine": machine, "settings": settings, "arms": arms, "runs": runs}
 
 
 def of_policy(found: Mapping[str, Any], policy: str) -> dict[str, Any]:
@@ -130,6 +150,21 @@ def page(found: Mapping[str, Any]) -> str:
         parts += [markdown(difference_rows(of_policy(found, policy))), markdown(cost_rows(found, policy))]
         parts.append(sentences(found, policy))
     return "\n".join([*parts, provenance(found)]) + "\n"
+
+
+def read(path: Path, suite: str) -> dict[str, Any]:
+    """Published results of a suite, to go on from.
+
+    Raises:
+        ConfigError: if they are of another suite, or there is no such file.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--continue-from={path}: {error}") from error
+    if not isinstance(found, dict) or found.get("suite") != suite or "arms" not in found:
+        raise ConfigError(f"--continue-from={path}: no results of the suite {suite}")
+    return found
 
 
 def write(found: Mapping[str, Any], out: Path) -> None:

@@ -1,6 +1,6 @@
 """Questions of the tiny reasoner's task, their reward, and the order in which training visits them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -58,13 +58,23 @@ class Visits:
         self._ahead: list[int] = []
         self.started = 0
         """Epochs that were begun."""
+        self.skipped = 0
+        """Visits that were skipped."""
 
-    def take(self, count: int) -> list[Question]:
-        """The next `count` questions; an epoch may begin among them."""
-        taken = []
+    def take(self, count: int, skip: Callable[[Question], bool] = lambda question: False) -> list[Question]:
+        """The next `count` questions that are not to be skipped; an epoch may begin among them.
+
+        No more than an epoch is skipped in one call.
+        """
+        taken, skipped = [], 0
         while len(taken) < count:
             if not self._ahead:
                 self._ahead = torch.randperm(len(self._questions), generator=self._generator).tolist()
                 self.started += 1
-            taken.append(self._questions[self._ahead.pop()])
+            question = self._questions[self._ahead.pop()]
+            if skipped < len(self._questions) and skip(question):
+                skipped += 1
+            else:
+                taken.append(question)
+        self.skipped += skipped
         return taken

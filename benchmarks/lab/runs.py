@@ -67,7 +67,15 @@ def path_of(out: Path, arm: str, seed: int) -> Path:
     return out / f"{arm}-seed{seed}.json"
 
 
-def run_suite(suite: Suite, seeds: Sequence[int], extra: Sequence[str], out: Path, lanes: int) -> None:
+def run_suite(
+    suite: Suite,
+    seeds: Sequence[int],
+    extra: Sequence[str],
+    out: Path,
+    lanes: int,
+    earlier: Mapping[str, Any] = publish.NOTHING,
+    order: Sequence[str] | None = None,
+) -> None:
     """Run every arm with every seed that has no record in `out`, seeds outermost; write the results after each.
 
     Args:
@@ -76,20 +84,32 @@ def run_suite(suite: Suite, seeds: Sequence[int], extra: Sequence[str], out: Pat
         extra: options behind those of every arm, such as a smaller number of steps.
         out: folder of the records.
         lanes: runs at a time, each on a core of its own.
+        earlier: published results of the suite. Their runs are not made again, and stay in the results.
+        order: all arms of the suite, if `suite` has some of them.
 
     Raises:
-        ConfigError: if `out` has a record of an arm with other options.
+        ConfigError: if `out` or `earlier` has a run of an arm with other options.
         SystemExit: if a run fails; its output has said why.
     """
-    todo = [(arm, seed) for arm, seed in seeds_outermost(list(suite), seeds) if not path_of(out, arm, seed).exists()]
-    for arm, by_seed in records(out).items():
-        for seed, record in by_seed.items():
-            if arm in suite and record["args"] != (now := arguments(suite[arm], seed, extra)):
-                other = {key: (value, now.get(key)) for key, value in record["args"].items() if value != now.get(key)}
-                raise ConfigError(
-                    f"{path_of(out, arm, seed)} was made with other options (then, now): {other}. Delete it to run it "
-                    "again, or choose --out"
-                )
+    then = {(arm, seed): record["args"] for arm, of in records(out).items() for seed, record in of.items()}
+    on_disk = set(then)
+    for policy, arms in earlier["runs"].items():
+        for arm, by_seed in arms.items():
+            for seed in map(int, by_seed):
+                then.setdefault((f"{policy}-{arm}", seed), earlier["arms"][policy][arm] | {"seed": seed})
+    # Options that came later had their defaults.
+    defaults = vars(parser().parse_args([]))
+    then = {
+        run: {key: defaults[key] for key in defaults if key != "out"} | made_with for run, made_with in then.items()
+    }
+    for (arm, seed), made_with in then.items():
+        if arm in suite and made_with != (now := arguments(suite[arm], seed, extra)):
+            other = {key: (value, now.get(key)) for key, value in made_with.items() if value != now.get(key)}
+            where = path_of(out, arm, seed) if (arm, seed) in on_disk else f"{arm} of the published results"
+            raise ConfigError(
+                f"{where} was made with other options (then, now): {other}. Delete it to run it again, or choose --out"
+            )
+    todo = [(arm, seed) for arm, seed in seeds_outermost(list(suite), seeds) if (arm, seed) not in then]
     print(f"{len(todo)} runs; {len(suite) * len(seeds) - len(todo)} kept from earlier calls", flush=True)
     for model in sorted({model_of(suite[arm]) for arm, _ in todo}):
         # Before there are several runs at a time.
@@ -111,9 +131,8 @@ def run_suite(suite: Suite, seeds: Sequence[int], extra: Sequence[str], out: Pat
 
     def after() -> None:
         found = records(out)
-        ordered = {arm: found[arm] for arm in suite if arm in found}
-        if ordered:
-            publish.write(publish.results(out.name, ordered), out)
+        if found or earlier["runs"]:
+            publish.write(publish.results(out.name, order or list(suite), found, earlier), out)
         print(table(found), flush=True)
 
     in_lanes([partial(one, arm, seed) for arm, seed in todo], lanes, after)

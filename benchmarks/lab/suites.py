@@ -90,6 +90,10 @@ REUSE = _on_policies(
         "full-paid": ("trunks", *_SHORT, _PAID),
         "trunks1-paid": ("trunks", *_SHORT, "rpo.rollout.trunks=1", _PAID),
         "trunks4-paid-uniform": ("trunks", *_SHORT, _TRUNKS, _PAID, "rpo.cache.greedy_prob=0"),
+        "grpo-skip": ("grpo", "--arm", "grpo", "--skip-solved", "0.9"),
+        "trunks4-paid-skip": ("trunks", *_SHORT, _TRUNKS, _PAID, "--skip-solved", "0.9"),
+        "drafts": ("grpo", "--arm", "drafts"),
+        "drafts-lenient": ("grpo", "--arm", "drafts", "--lenience", "1.65"),
         "trunks4-paid-L0.25": ("trunks", *_SHORT, _TRUNKS, _PAID, "rpo.truncation.max_fraction=0.25"),
     }
 )

@@ -14,20 +14,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.exact import HELD_OUT_SEED, Solved, held_out, measure
+from benchmarks.exact import HELD_OUT_SEED, KS, Solved, held_out, measure
 from benchmarks.lab.advantages import Batch, as_batch, estimate, give_credit, imitate, truncate_weights
 from benchmarks.lab.batches import Collected, collect
+from benchmarks.lab.drafts import Drafts
 from benchmarks.lab.groups import Finished, observe, plan_starts, roll_out
 from benchmarks.lab.options import MANY_SOLUTIONS, METHODS, Method, read_rpo
 from benchmarks.lab.policy import Policy
 from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward
-from benchmarks.lab.sampler import Sampler
+from benchmarks.lab.sampler import Continuation, Sampler
 from benchmarks.lab.update import UpdateOptions, Updater
 from rpo_verl.rpo.credit import earns_credit
 from rpo_verl.rpo.group import Group, differ
 from rpo_verl.rpo.options import RewardConfig, RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
+from rpo_verl.tools.evaluation.estimators import pass_at_k
 
+#: Held-out questions that are answered often at the end of a run, and answers to each.
+ANSWERED, ANSWERS = 64, 32
+#: A temperature at which the most likely token is drawn.
+GREEDY = 1e-4
+#: Of the visits to solved questions these are made, so that what was unlearned is noticed.
+LOOKS = 0.1
 #: Rollouts at a time in a sampled evaluation.
 SAMPLED_AT_ONCE = 128
 
@@ -88,6 +96,9 @@ class Training:
             ),
         )  # fmt: skip
         self._seen: dict[Question, Finished] = {}
+        self._drafts = Drafts(args.lenience, args.seed)
+        self._last: dict[Question, Group] = {}
+        self._looks = torch.Generator().manual_seed(args.seed)
         if validation is None:
             validation = held_out(policy.tokenizer, args.eval_questions, args.problem_steps)
         self._validation = validation
@@ -126,6 +137,7 @@ class Training:
                 truncate_weights(collected.batch, batch, self.args.prefix_weights)
         with self.clock("update"):
             rows = self._updater.update(batch, progress)
+        self._last |= {one.question: one.group for one in [*collected.discarded, *collected.batch]}
         self._note(collected, rows)
 
     def _collect(self) -> Collected:
@@ -141,7 +153,9 @@ class Training:
         return earns_credit(group, self._rpo.credit, self._rollouts.expected_success(group))
 
     def _new_groups(self, count: int) -> list[Finished]:
-        questions = self._visits.take(count)
+        questions = self._visits.take(count, self._is_solved)
+        if self.method.verified:
+            return self._from_drafts(questions)
         kept = [self._seen[question] for question in questions if question in self._seen]
         new = [question for question in questions if question not in self._seen]
         starts = plan_starts(self._rollouts, new, self.step, self.args.group_size, self.args.max_response_length)
@@ -152,6 +166,27 @@ class Training:
             self._seen |= {one.question: one for one in fresh}
         return [*fresh, *kept]
 
+    def _is_solved(self, question: Question) -> bool:
+        """Whether to skip a visit: where the last one promises success, and chance does not want another look."""
+        if self.args.skip_solved is None or question not in self._last:
+            return False
+        group = self._last[question]
+        expected = self._rollouts.expected_success(group) if self._rollouts is not None else float(group.correct.mean())
+        if expected is None or expected < self.args.skip_solved:
+            return False
+        return float(torch.rand(1, generator=self._looks)) >= LOOKS
+
+    def _from_drafts(self, questions: Sequence[Question]) -> list[Finished]:
+        sample = partial(self._sampler.sample, generator=self._generator)
+        size, room = self.args.group_size, self.args.max_response_length
+        found = self._drafts.roll_out(questions, self.step, size, room, sample, self._log_probs, self._reward)
+        self.tokens += sum(int(one.group.generated.sum()) for one in found)
+        return found
+
+    def _log_probs(self, questions: Sequence[Sequence[int]], responses: Sequence[np.ndarray]) -> np.ndarray:
+        with torch.no_grad():
+            return self.policy.log_probs(questions, responses).numpy()
+
     def _reward(self, question: Question, response: np.ndarray) -> tuple[float, float]:
         accuracy = reward(self.policy.tokenizer, question, response)
         penalty = overlong_penalty(len(response), self.args.max_response_length, self.method.overlong_buffer)
@@ -159,6 +194,8 @@ class Training:
 
     def _batch(self, groups: Sequence[Finished]) -> Batch:
         batch = as_batch(groups)
+        if self.method.verified:
+            batch.mask = torch.arange(batch.mask.shape[1]) < torch.tensor([[len(row)] for row in batch.responses])
         if self.method.imitate:
             imitate(groups, batch)
             return batch
@@ -183,6 +220,7 @@ class Training:
                 "generated_tokens": sum(int(group.generated.sum()) for group in groups) / sum(map(len, groups)),
                 "prefixed_groups": sum(group.prefixed for group in groups),
                 "discarded_groups": len(collected.discarded),
+                "skipped_visits": self._visits.skipped,
                 "trained_rows": rows,
                 "credit": fmean(self._credit) if self._credit else 0.0,
             }
@@ -191,7 +229,7 @@ class Training:
     def _evaluate(self, report: Callable[[str], None]) -> None:
         with self.clock("evaluation"):
             if self.args.model in MANY_SOLUTIONS:
-                found = self._sampled_accuracy()
+                found = self._sampled_accuracy() | (self._answers() if self.progress >= 1 else {})
             else:
                 found = measure(self.policy.model, self._validation)
         point = {"step": self.step, "tokens": self.tokens, **self.clock.training, **found}
@@ -203,19 +241,45 @@ class Training:
 
     def _sampled_accuracy(self) -> dict[str, Any]:
         """Accuracy from one rollout per held-out question, where solutions are many."""
-        questions = draw(self.policy.tokenizer, HELD_OUT_SEED, self.args.problem_steps, self.args.eval_questions)
-        right = []
-        for first in range(0, len(questions), SAMPLED_AT_ONCE):
-            part = questions[first : first + SAMPLED_AT_ONCE]
+        answers = self._held_out_answers(self.args.eval_questions, 1)
+        return {"questions": len(answers), "accuracy": fmean(right for ((right, _),) in answers), "sampled": True}
+
+    def _answers(self) -> dict[str, Any]:
+        """The figures of the exact accuracy from many rollouts to some held-out questions, and how much these differ.
+
+        The entropy is the mean of -log p over sampled tokens, whose expectation it is.
+        """
+        answers = self._held_out_answers(ANSWERED, ANSWERS)
+        greedy = self._held_out_answers(ANSWERED, 1, GREEDY)
+        right = [round(sum(right for right, _ in of_one)) for of_one in answers]
+        written = [answer for of_one in answers for _, answer in of_one]
+        return {
+            "answers": ANSWERS,
+            "greedy": fmean(right for ((right, _),) in greedy),
+            "pass_at_k": {str(k): fmean(pass_at_k(ANSWERS, count, k) for count in right) for k in KS},
+            "entropy": -float(np.concatenate([answer.log_probs for answer in written]).mean()),
+            "distinct_share": fmean(len({a.tokens.tobytes() for _, a in of_one}) / ANSWERS for of_one in answers),
+            "answer_tokens": fmean(len(answer.tokens) for answer in written),
+        }
+
+    def _held_out_answers(
+        self, count: int, each: int, temperature: float = 1.0
+    ) -> list[list[tuple[float, Continuation]]]:
+        """Reward and rollout of every answer to the first held-out questions."""
+        tokenizer = self.policy.tokenizer
+        questions = draw(tokenizer, HELD_OUT_SEED, self.args.problem_steps, count)
+        at_once, found = max(1, SAMPLED_AT_ONCE // each), []
+        for first in range(0, len(questions), at_once):
+            part = [question for question in questions[first : first + at_once] for _ in range(each)]
             room = [self.args.max_response_length] * len(part)
             # A generator of its own, so that evaluations do not change the training.
             generator = torch.Generator().manual_seed(first)
-            answers = self._sampler.sample([question.ids for question in part], room, generator)
-            right += [
-                reward(self.policy.tokenizer, question, answer.tokens)
+            answers = self._sampler.sample([question.ids for question in part], room, generator, temperature)
+            found += [
+                (reward(tokenizer, question, answer.tokens), answer)
                 for question, answer in zip(part, answers, strict=True)
             ]
-        return {"questions": len(right), "accuracy": fmean(right), "sampled": True}
+        return [found[row : row + each] for row in range(0, len(found), each)]
 
     def record(self) -> dict[str, Any]:
         """What the run's JSON file holds, beside the machine and the options."""

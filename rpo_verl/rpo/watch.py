@@ -1,6 +1,6 @@
-"""Notices a run that selects RPO, has answers to start from, and never starts from one."""
+"""Notices runs that go wrong: RPO is selected and nothing starts from a prefix, or the policy collapses."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 
 from rpo_verl.rpo.options import RPOConfig
@@ -8,6 +8,10 @@ from rpo_verl.rpo.options import RPOConfig
 #: Steps without a prefix, once there are cached answers, before the watch speaks. Chance explains fewer: full steps and
 #: cuts of whole answers come now and then.
 PATIENCE = 10
+#: Steps over which the share of correct responses is averaged: one epoch's easy and hard batches in one number.
+WINDOW = 10
+#: A policy has collapsed where that average is below this part of its best, if the best was above `LEAST`.
+FALLEN, LEAST = 0.5, 0.1
 
 
 class PrefixWatch:
@@ -83,3 +87,49 @@ class PrefixWatch:
                 "cache belong to other data, another chat template or data.max_prompt_length?"
             )
         return "The cache is empty: no group was complete, or every answer was dropped again."
+
+
+class CollapseWatch:
+    """Says once that the share of correct responses has fallen far below what it was.
+
+    Args:
+        options: named in the message.
+        learning_rate: of the actor, named in the message.
+    """
+
+    def __init__(self, options: RPOConfig, learning_rate: float) -> None:
+        self._options, self._learning_rate = options, learning_rate
+        self._shares: deque[float] = deque(maxlen=WINDOW)
+        self._best = 0.0
+        self._silent = False
+
+    def end_step(self, step: int, correct_share: float | None) -> str | None:
+        """Look at one step.
+
+        Args:
+            step: the training step, named in the message.
+            correct_share: of its responses; None if RPO started no group.
+
+        Returns:
+            the message, in the step in which it is certain; else None.
+        """
+        if correct_share is None or self._silent:
+            return None
+        self._shares.append(correct_share)
+        if len(self._shares) < WINDOW:
+            return None
+        mean = sum(self._shares) / WINDOW
+        self._best = max(self._best, mean)
+        if self._best <= LEAST or mean >= FALLEN * self._best:
+            return None
+        self._silent = True
+        every, credit = self._options.rollout.full_rollout_every, ""
+        if self._options.credit.rule != "none":
+            credit = f" Credit makes a larger step: try rpo.credit.rule=none (now {self._options.credit.rule})."
+        return (
+            f"RPO: THE POLICY HAS COLLAPSED by step {step}: {mean:.0%} of the responses of {WINDOW} steps are correct, "
+            f"and {self._best:.0%} were. Resume from an earlier checkpoint with a lower learning rate "
+            f"(actor_rollout_ref.actor.optim.lr={self._learning_rate:g}), or with more full rollouts "
+            f"(rpo.rollout.full_rollout_every={every}).{credit} Where the data are sorted by difficulty this is no "
+            "collapse."
+        )

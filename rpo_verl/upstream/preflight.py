@@ -200,6 +200,23 @@ def _verls_settings(config: DictConfig) -> Iterator[str]:
     estimator = str(config.algorithm.adv_estimator)
     if estimator not in ADV_ESTIMATOR_REGISTRY and not _registers_elsewhere(config):
         yield f"algorithm.adv_estimator={estimator}: veRL knows {', '.join(sorted(map(str, ADV_ESTIMATOR_REGISTRY)))}"
+    yield from _indivisible(config)
+
+
+def _indivisible(config: DictConfig) -> Iterator[str]:
+    """Micro-batches that a device's rows do not divide into. veRL ends with an assertion after the first rollout."""
+    actor, rollout, trainer = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.trainer
+    devices = trainer.nnodes * trainer.n_gpus_per_node // (actor.get("ulysses_sequence_parallel_size") or 1)
+    # Other engines divide the devices in more ways.
+    if actor.strategy not in ("fsdp", "fsdp2") or not devices or actor.ppo_mini_batch_size * rollout.n % devices:
+        return
+    rows, size = actor.ppo_mini_batch_size * rollout.n // devices, actor.ppo_micro_batch_size_per_gpu
+    if size and not actor.use_dynamic_bsz and rows % size:
+        yield (
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={size}: a device gets {rows} rows of a mini-batch "
+            f"(actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} x rollout.n={rollout.n}, over {devices} devices), "
+            f"and they must be a multiple of it. Set {math.gcd(rows, size)}, or actor.use_dynamic_bsz=true"
+        )
 
 
 def _registers_elsewhere(config: DictConfig) -> bool:

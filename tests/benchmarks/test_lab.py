@@ -131,6 +131,14 @@ def test_an_epoch_visits_every_question_once():
     assert Visits(asked, seed=1).take(6) == epochs[0] != Visits(asked, seed=2).take(6)
 
 
+def test_solved_questions_are_skipped_at_most_an_epoch():
+    asked = [question(number) for number in range(6)]
+    visits = Visits(asked, seed=1)
+    assert set(visits.take(3, lambda q: q in asked[:3])) == set(asked[3:]) and visits.skipped <= 3
+    assert len(visits.take(4, lambda q: True)) == 4, "where all are solved, training goes on"
+    assert visits.skipped >= 6
+
+
 # Groups
 
 
@@ -527,8 +535,20 @@ def test_every_arm_trains(arm, tmp_path):
         assert record["steps"][1]["tokens"] == record["steps"][2]["tokens"], "the second epoch generates nothing"
     if "dapo" in arm:
         assert all(step["trained_rows"] == 2 for step in record["steps"] if not step["prefixed_groups"])
+    if arm == "drafts":
+        assert record["steps"][2]["generated_tokens"] < 0.5 * record["steps"][0]["generated_tokens"]
     if arm == "rpo":
         assert record["steps"][2]["prefixed_groups"] == 2, "the questions of the third step were seen in the first"
+
+
+def test_solved_questions_are_not_rolled_out_again(tmp_path):
+    # Questions of two steps are answered right by all members.
+    usual, skipping = (trained(tmp_path, *more) for more in ((), ("--skip-solved", "0.9")))
+    assert [step["skipped_visits"] for step in usual["steps"]] == [0, 0, 0]
+    first, _, last = (step["skipped_visits"] for step in skipping["steps"])
+    assert first == 0 < last
+    with pytest.raises(ConfigError, match="--skip-solved=2"):
+        options.check(options.parser().parse_args(["--skip-solved", "2"]))
 
 
 def test_the_seed_decides_a_run(tmp_path):
@@ -581,31 +601,42 @@ def test_policies_with_many_solutions_are_sampled(policy):
     training = Training(policy, args)
     training._evaluate(lambda line: None)
     (point,) = training.curve
-    assert point["sampled"] and point["accuracy"] in (0, 0.5, 1)
+    assert point["sampled"] and point["accuracy"] in (0, 0.5, 1) and "pass_at_k" not in point
+
+
+def test_at_the_end_they_answer_often(policy, monkeypatch):
+    monkeypatch.setattr("benchmarks.lab.training.ANSWERED", 3)
+    args = options.parser().parse_args(["--model", "talkative", "--eval-questions", "2", "--problem-steps", "7"])
+    options.check(args)
+    found = Training(policy, args)._answers()
+    assert found["pass_at_k"]["1"] <= found["pass_at_k"]["32"] <= 1
+    assert 1 / 32 <= found["distinct_share"] <= 1 and 0 <= found["entropy"] < 1
+    # The tiny reasoner's solutions are equally long, and its most likely one is right.
+    assert 20 < found["answer_tokens"] < 80 and found["greedy"] == 1
 
 
 def test_a_suite_goes_on_where_it_was_interrupted(tmp_path, capsys):
     out = tmp_path / "suite"
     out.mkdir()
-    suite = {"old": ("--arm", "rpo", "rpo.reward.alpha=0"), "new": ("--arm", "raft")}
+    suite = {"tiny-old": ("--arm", "rpo", "rpo.reward.alpha=0"), "tiny-new": ("--arm", "raft")}
     extra = ["--steps", "1", *SHORT[2:]]
     point = {"step": 0, "tokens": 0, "seconds": 0.0, "cpu_seconds": 0.0, "accuracy": 0.25}
     kept = {
         "curve": [point, point | {"step": 1, "accuracy": 0.5, "tokens": 7, "seconds": 1.0, "cpu_seconds": 1.0}],
         "steps": [], "generated_tokens": 7, "cpu_seconds": {"generation": 0.5}, "policy": "0" * 64, "commit": "abc123",
         "machine": machine.machine() | {"processor": "some processor"},
-        "args": runs.arguments(suite["old"], 1, extra), "broke_down": {"step": 1, "why": "a test"},
+        "args": runs.arguments(suite["tiny-old"], 1, extra), "broke_down": {"step": 1, "why": "a test"},
     }  # fmt: skip
-    runs.path_of(out, "old", 1).write_text(json.dumps(kept))
+    runs.path_of(out, "tiny-old", 1).write_text(json.dumps(kept))
     affinity = os.sched_getaffinity(0)
     runs.run_suite(suite, [1], extra, out, lanes=1)
     assert os.sched_getaffinity(0) == affinity
     found = runs.records(out)
-    assert found["old"][1] == kept
-    assert found["new"][1]["args"]["arm"] == "raft" and found["new"][1]["args"]["steps"] == 1
+    assert found["tiny-old"][1] == kept
+    assert found["tiny-new"][1]["args"]["arm"] == "raft" and found["tiny-new"][1]["args"]["steps"] == 1
     assert "1 runs; 1 kept from earlier calls" in capsys.readouterr().out
     _, line = runs.table(found).splitlines()
-    assert line.split()[:2] == ["old", "0.5000"] and line.endswith("seed 1 broke down")
+    assert line.split()[:2] == ["tiny-old", "0.5000"] and line.endswith("seed 1 broke down")
     page = (out / "results.md").read_text()
     assert "`new` against `old`: One seed shows no difference" in page and "commit" in page
     published = json.loads((out / "results.json").read_text())["runs"]["tiny"]
@@ -614,6 +645,30 @@ def test_a_suite_goes_on_where_it_was_interrupted(tmp_path, capsys):
     assert published["old"]["1"]["parts_s"] == {"generation": 0.5, "log-probs": 0, "update": 0, "plug-in": 0}
     with pytest.raises(ConfigError, match=r"(old|new)-seed1.json was made with other options .*'steps': \(1, 2\)"):
         runs.run_suite(suite, [1], ["--steps", "2", *SHORT[2:]], out, lanes=1)
+
+
+def test_a_suite_goes_on_from_published_results(tmp_path, capsys):
+    suite = {"tiny-old": ("--arm", "rpo", "rpo.reward.alpha=0"), "tiny-new": ("--arm", "raft")}
+    extra = ["--steps", "1", *SHORT[2:]]
+    runs.run_suite({"tiny-old": suite["tiny-old"]}, [1], extra, tmp_path / "here", lanes=1, order=list(suite))
+    there = tmp_path / "there"
+    there.mkdir()
+    earlier = publish.read(tmp_path / "here" / "results.json", "here")
+    capsys.readouterr()
+    runs.run_suite(suite, [1], extra, there, lanes=1, earlier=earlier)
+    assert "1 runs; 1 kept from earlier calls" in capsys.readouterr().out
+    found = json.loads((there / "results.json").read_text())
+    assert list(found["runs"]["tiny"]) == ["old", "new"]
+    assert found["runs"]["tiny"]["old"] == earlier["runs"]["tiny"]["old"]
+    assert found["arms"]["tiny"]["new"]["arm"] == "raft" and "seed" not in found["arms"]["tiny"]["new"]
+    other = {"tiny-old": ("--arm", "rpo", "rpo.reward.alpha=1"), "tiny-new": suite["tiny-new"]}
+    with pytest.raises(ConfigError, match="tiny-old of the published results was made with other options"):
+        runs.run_suite(other, [1], extra, tmp_path / "third", lanes=1, earlier=earlier)
+    (there / "results.json").write_text("[]")
+    with pytest.raises(ConfigError, match="no results of the suite here"):
+        publish.read(there / "results.json", "here")
+    with pytest.raises(ConfigError, match=r"--continue-from=.*No such file"):
+        publish.read(there / "nothing.json", "here")
 
 
 def published(**ends):

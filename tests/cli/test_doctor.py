@@ -94,6 +94,9 @@ def test_lean_alone(examine):
         ("actor_rollout_ref.actor.ppo_mini_batch_size=8", "veRL's settings", "train_batch_size (4) must be >= "),
         ("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=null", "veRL's settings",
          "rollout.log_prob_micro_batch_size"),
+        ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=12", "veRL's settings",
+         "a device gets 32 rows of a mini-batch (actor.ppo_mini_batch_size=4 x rollout.n=8, over 1 devices), and they "
+         "must be a multiple of it. Set 4"),
         ("data.train_batch_size=16", "data", "data.train_batch_size=16, but data.train_files has 8 rows"),
         ("data.train_max_samples=2", "data", "data.train_files has 2 rows"),
         ("data.train_files=null", "data", "data.train_files=null"),

@@ -1,9 +1,9 @@
-"""A run that never starts from a prefix says so once, with the reason."""
+"""A run that never starts from a prefix says so once, with the reason; so does one whose policy collapses."""
 
 import pytest
 
-from rpo_verl.rpo.options import CacheConfig, RolloutConfig, RPOConfig, TruncationConfig
-from rpo_verl.rpo.watch import PATIENCE, PrefixWatch
+from rpo_verl.rpo.options import CacheConfig, CreditConfig, RolloutConfig, RPOConfig, TruncationConfig
+from rpo_verl.rpo.watch import PATIENCE, WINDOW, CollapseWatch, PrefixWatch
 
 EMPTY = {"rpo/cache/entries": 0, "rpo/cache/evictions": 0}
 FILLED = {"rpo/cache/entries": 8, "rpo/cache/evictions": 0}
@@ -57,3 +57,40 @@ def test_full_steps_now_and_then_are_no_reason_to_speak():
     watch = PrefixWatch(RPOConfig(), 208, 4)
     steps = [{"full": 4}] * 4 + [{"full_step": 4}, {"whole_cut": 2, "prefixed": 2}] * 20
     assert not any(watch.end_step(plans, FILLED) for plans in steps)
+
+
+def collapses(shares, **sections):
+    watch = CollapseWatch(RPOConfig(**sections), 6e-4)
+    said = {step: watch.end_step(step, share) for step, share in enumerate(shares, 1)}
+    return {step: text for step, text in said.items() if text is not None}
+
+
+def test_a_policy_that_collapses_says_so_once():
+    shares = [0.6] * WINDOW + [0.0] * 20
+    ((step, text),) = collapses(shares).items()
+    assert step == WINDOW + 6, "five steps of nothing leave exactly the half"
+    assert "24% of the responses of 10 steps are correct, and 60% were" in text
+    assert "optim.lr=0.0006" in text and "rpo.credit.rule" not in text
+    (text,) = collapses(shares, credit=CreditConfig(rule="paid")).values()
+    assert "try rpo.credit.rule=none (now paid)" in text
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        [0.1 * (step % 10) for step in range(60)],
+        [0.6] * 20 + [0.35] * 40,
+        [0.08] * 20 + [0.0] * 40,
+        [0.9] * (WINDOW - 1) + [0.0],
+        [None] * 40,
+    ],
+    ids=[
+        "hard and easy batches",
+        "a fall by less than half",
+        "seldom right from the start",
+        "a short run",
+        "no groups",
+    ],
+)
+def test_what_is_no_collapse(shares):
+    assert collapses(shares) == {}

@@ -29,7 +29,7 @@ from rpo_verl.rpo.hooks.reward import failures_in_worker
 from rpo_verl.rpo.hooks.settings import WRAPPED, take_over, users_config
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
 from rpo_verl.rpo.scale import RewardScale
-from rpo_verl.rpo.watch import PrefixWatch
+from rpo_verl.rpo.watch import CollapseWatch, PrefixWatch
 from rpo_verl.upstream import queue
 from rpo_verl.upstream.questions import Questions, read_end_ids, read_model_type
 
@@ -86,6 +86,7 @@ class PartialRolloutTrainer:
         data = self.config.data
         cold_steps = 0 if self._cache_loaded else self.steps_per_epoch
         self._watch = PrefixWatch(self._options, data.max_response_length, cold_steps)
+        self._collapse = CollapseWatch(self._options, self.config.actor_rollout_ref.actor.optim.lr)
         super().fit(agent_loop_manager)
 
     def _prepare_rollouts(self, agent_loop_manager: Any) -> None:
@@ -195,8 +196,11 @@ class PartialRolloutTrainer:
         plans, cache = self._rollouts.pop_plans(), self._rollouts.end_step(self.global_steps)
         metrics.update(cache)
         metrics["rpo/cache/too_long_total"] = plans["too_long"]
-        message = self._watch.end_step(plans, cache)
-        if message is not None:
+        said = (
+            self._watch.end_step(plans, cache),
+            self._collapse.end_step(self.global_steps, metrics.get("rpo/reward/correct_share")),
+        )
+        for message in filter(None, said):
             logger.warning(message)
         metrics.update(self._injection.pop_metrics())
         metrics["timing_s/rpo_cache_update"] = time.perf_counter() - started

@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ def examine(overrides: list[str]) -> list[Finding]:
     Args:
         overrides: arguments of `verl.trainer.main_ppo`. Where none selects an algorithm, `+rpo=enabled` is added.
     """
+    # veRL's remarks on engines that nobody asked for.
+    warnings.filterwarnings("ignore", message=".* engine is not available", category=UserWarning)
     findings: list[Finding] = []
     config: DictConfig | None = None
     with _failure_among(findings, "versions"):
