@@ -35,6 +35,9 @@ class Algorithm:
     engine: str | None = None
     """Mixin over the FSDP engines for language models in the actor workers of a run that selects it."""
 
+    losses: str | None = None
+    """Module that registers policy losses when it is imported, in the actor workers of a run that selects it."""
+
     agent_loop: str | None = None
     """Agent loop, registered under the algorithm's name."""
 
@@ -79,6 +82,7 @@ BUILT_IN = (
         check="rpo_verl.lean.settings:check",
         trainer="rpo_verl.lean.trainer:LeanTrainer",
         engine="rpo_verl.lean.engine:SharedPrefixEngine",
+        losses="rpo_verl.lean.losses",
     ),
 )
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from rpo_verl.config import above, option
+from rpo_verl.config import above, at_least, option
 
 
 @dataclass
 class LeanConfig:
-    """The `lean` section: the same gradients in less time, for any training."""
+    """The `lean` section, for any training: the same gradients in less time, and fewer rows where you ask for it."""
 
     poll_interval_s: float = option(0.05, above(0))
     """Seconds between two looks of the trainer at the replay buffer. veRL waits 2 s, which hides what a shorter rollout
@@ -17,6 +17,10 @@ class LeanConfig:
     """Leave rows with zero advantages out of the actor's update. It applies where no other term of the loss (KL,
     entropy, distillation) has a gradient on them, so the update stays the same. veRL's `actor/*` metrics then cover the
     other rows."""
+
+    rows_per_group: int | None = option(None, at_least(2))
+    """Members of a group that train (PODS): those whose rewards vary most, with advantages among themselves. It needs
+    `algorithm.adv_estimator=grpo`. Other terms of the loss (KL, entropy) still cover all rows. Null: all."""
 
     share_prefix: bool = False
     """Compute what the rows of a group share, the question and any common prefix, once per micro-batch, in

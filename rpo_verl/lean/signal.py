@@ -16,8 +16,8 @@ from verl.utils.seqlen_balancing import log_seqlen_unbalance
 from rpo_verl.lean.packing import order_by_group
 from rpo_verl.upstream import queue
 
-#: Policy losses of veRL that are linear in the advantages, row by row.
-LINEAR_LOSSES = ("vanilla", "gspo", "geo_mean", "bypass_mode")
+#: Policy losses, veRL's and `losses.py`'s, that are linear in the advantages, row by row.
+LINEAR_LOSSES = ("vanilla", "gspo", "geo_mean", "bypass_mode", "minpro")
 
 
 def only_advantages_matter(config: DictConfig) -> bool:

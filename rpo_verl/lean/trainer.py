@@ -1,4 +1,4 @@
-"""The lean layer around veRL's trainers: short poll, update without zero-advantage rows, groups kept together."""
+"""The lean layer around veRL's trainers: short poll, fewer rows in the update, groups kept together."""
 
 from typing import Any
 
@@ -7,12 +7,13 @@ from omegaconf import DictConfig
 from rpo_verl.lean.engine import COMPUTED_SHARE, SHARE_PREFIX
 from rpo_verl.lean.packing import order_by_group
 from rpo_verl.lean.signal import mini_batch_size, skip_zero_advantage_rows
+from rpo_verl.lean.subset import train_on_subset
 from rpo_verl.upstream import queue
 from rpo_verl.upstream.settings import read_options
 
 
 class LeanTrainer:
-    """Mixin over a registered veRL trainer; it changes no gradient beyond rounding."""
+    """Mixin over a registered veRL trainer; but for `lean.rows_per_group` it changes no gradient beyond rounding."""
 
     def __init__(self, config: DictConfig) -> None:
         self._lean = read_options(config, "lean")
@@ -31,6 +32,12 @@ class LeanTrainer:
         if self._lean.share_prefix:
             prompts, tokens = map(queue.prompt_of, batch.keys), map(queue.row_tokens, batch.tags)
             batch.reorder(order_by_group(list(prompts), list(tokens), self._ranks()))
+        return batch
+
+    def _compute_advantage(self, batch: queue.Batch, metrics: dict[str, Any]) -> queue.Batch:
+        batch = super()._compute_advantage(batch, metrics=metrics)
+        if self._lean.rows_per_group is not None:
+            metrics.update(train_on_subset(batch, self.config, self._lean.rows_per_group))
         return batch
 
     def _compute_old_log_prob(self, batch: queue.Batch, metrics: dict[str, Any]) -> queue.Batch:

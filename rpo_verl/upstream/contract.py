@@ -131,7 +131,9 @@ UPSTREAM_NAMES = (
     *_of("verl.trainer.ppo.core_algos",
         ("register_adv_est", "register the estimator", "name_or_enum"),
         ("ADV_ESTIMATOR_REGISTRY", "see that the estimator is registered"),
-        ("get_adv_estimator_fn", "call the user's estimator", "name_or_enum")),
+        ("get_adv_estimator_fn", "call the user's estimator", "name_or_enum"),
+        ("register_policy_loss", "register MinPRO", "name"),
+        ("get_policy_loss_fn", "build MinPRO on veRL's loss", "name")),
     *_of("verl.trainer.ppo.v1.utils", ("compute_advantage_for_multi_trajectories", "reach the estimator")),
     # R²PO's head in the rollout servers.
     *_of("verl.workers.rollout.llm_server", ("LLMServerManager.get_replicas", "switch R²PO's head")),

@@ -4,6 +4,7 @@ veRL's registry of engines is never touched: the actor workers of a run that sel
 extended one by one, after veRL has built them. Any other run has veRL's own classes.
 """
 
+import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -40,9 +41,11 @@ def extend_engines(worker: Any, names: Sequence[str]) -> int:
     """
     from verl.workers.engine.fsdp import FSDPEngineWithLMHead
 
-    mixins = [
-        algorithms.load(entry.engine) for entry in algorithms.known() if entry.name in set(names) and entry.engine
-    ]
+    chosen = [entry for entry in algorithms.known() if entry.name in set(names)]
+    mixins = [algorithms.load(entry.engine) for entry in chosen if entry.engine]
+    for entry in chosen:
+        if entry.losses:
+            importlib.import_module(entry.losses)
     count = 0
     for engine in engines_of(worker):
         if not isinstance(engine, FSDPEngineWithLMHead):

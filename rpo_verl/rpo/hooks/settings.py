@@ -56,6 +56,13 @@ def check(config: DictConfig) -> RPOConfig:
             f"algorithm.adv_estimator={estimator}: RPO does not build on it, {UNSUPPORTED[estimator]}. "
             "Use an outcome-based, group-relative one such as grpo or rloo."
         )
+    rows = OmegaConf.select(config, "lean.rows_per_group")
+    if rows is not None and (options.credit.rule != "none" or options.rollout.trunks):
+        raise ConfigError(
+            f"lean.rows_per_group={rows} with rpo.credit.rule={options.credit.rule} and rpo.rollout.trunks="
+            f"{options.rollout.trunks}: credit and trunks need every member of a group. Set lean.rows_per_group=null, "
+            "or rpo.credit.rule=none and rpo.rollout.trunks=0."
+        )
     if options.credit.rule != "none":
         _refuse_what_needs_the_prefix(config, options.credit.rule)
     if options.cache.path is not None:
