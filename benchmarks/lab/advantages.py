@@ -8,6 +8,7 @@ import torch
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
 from benchmarks.lab.groups import Finished
+from rpo_verl.lean.subset import EPSILON, most_varied
 from rpo_verl.rpo.credit import credit, response_mean_weights
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import CreditConfig
@@ -72,6 +73,28 @@ def estimate(groups: Sequence[Finished], batch: Batch, estimator: str) -> None:
     )
 
 
+def down_sample(groups: Sequence[Finished], batch: Batch, size: int) -> None:
+    """Keep the members of every group that vary most, with advantages among themselves (PODS).
+
+    The loss covers the other rows no more, so that its mean is over the rows kept.
+
+    Args:
+        groups: those that `batch` was made of.
+        batch: with the advantages of GRPO; changed.
+        size: members of a group to keep.
+    """
+    row = 0
+    for one in groups:
+        chosen = most_varied(one.group.shaped, size)
+        own = one.group.shaped[chosen] - one.group.shaped[chosen].mean()
+        values = np.zeros(len(one.group))
+        values[chosen] = own / (own.std(ddof=1) + EPSILON)
+        rows = slice(row, row + len(one.group))
+        batch.mask[rows] &= torch.from_numpy(np.isin(np.arange(len(one.group)), chosen))[:, None]
+        batch.advantages[rows] = torch.from_numpy(values).float()[:, None] * batch.mask[rows]
+        row += len(one.group)
+
+
 def imitate(groups: Sequence[Finished], batch: Batch) -> None:
     """Write the advantages of imitation (RAFT) to `batch`: the reward itself, so that wrong responses have none.
 
@@ -126,6 +149,17 @@ def truncate_weights(groups: Sequence[Finished], batch: Batch, most: float) -> N
     reused = torch.arange(batch.mask.shape[1]) < prefix
     weights = (batch.old_log_probs - batch.then_log_probs).exp().clamp(max=most)
     batch.weights = torch.where(reused & batch.mask & ~weights.isnan(), weights, 1.0)
+
+
+def correct_for_sampling(batch: Batch, most: float) -> None:
+    """Weigh tokens by min(most, π/π_sampled), for rollouts of another distribution than the policy's own.
+
+    Args:
+        batch: `old_log_probs` hold those of the policy before this update in every trained row.
+        most: upper bound of a weight.
+    """
+    weights = (batch.old_log_probs - batch.then_log_probs).exp().clamp(max=most)
+    batch.weights = torch.where(batch.mask & ~weights.isnan(), weights, 1.0)
 
 
 def _shaped(groups: Sequence[Finished]) -> np.ndarray:

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -14,6 +15,8 @@ from benchmarks.lab.suites import SUITES
 from benchmarks.stores import PROBLEM_STEPS
 from benchmarks.tiny import CHECKPOINT
 from rpo_verl.config import ConfigError
+from rpo_verl.r2po.options import R2POConfig
+from rpo_verl.r2po.options import validate as validate_r2po
 from rpo_verl.rpo.options import MOVED, RPOConfig, validate
 
 
@@ -37,6 +40,9 @@ class Method:
     first_epoch_only: bool = False
     """Nothing is rolled out after the first epoch; later steps repeat its groups."""
 
+    head: bool = False
+    """R²PO: rollouts come from a residual head, which trains in steps of its own."""
+
     verified: bool = False
     """Responses start from those of the last visit, as far as the policy accepts them; all their tokens are trained."""
 
@@ -49,6 +55,7 @@ METHODS = {
     "raft": Method(imitate=True),
     "first-epoch": Method(imitate=True, first_epoch_only=True),
     "drafts": Method(verified=True),
+    "r2po": Method(head=True),
 }
 
 #: Name of a policy → function of policies.py that makes it; None: the checkpoint as it is.
@@ -82,14 +89,15 @@ def parser() -> argparse.ArgumentParser:
         "--prefix-weights", type=float, metavar="C",
         help="weigh reused tokens by min(C, π/π_then); without it their ratio is clipped as PPO does",
     )  # fmt: skip
-    run.add_argument(
-        "--skip-solved", type=float, metavar="P", help="skip nine of ten visits where success is at least P"
-    )
+    run.add_argument("--temperature", type=float, default=1.0, help="of rollouts; weights min(2, π/π_T) correct for it")
+    run.add_argument("--rows-per-group", type=int, metavar="M", help="train on the members that vary most (PODS)")
+    run.add_argument("--loss", choices=("vanilla", "minpro"), default="vanilla", help="veRL's policy loss, or MinPRO")
+    run.add_argument("--skip-solved", type=float, metavar="P", help="skip most visits where success is at least P")
     run.add_argument("--lenience", type=float, default=1.0, help="of verified drafts: λ in min(1, λ π_now/π_then)")
     run.add_argument("--micro-batch", type=int, default=16, help="rows per forward pass of the update")
     run.add_argument("--eval-every", type=int, default=8, help="steps between evaluations")
     run.add_argument("--eval-questions", type=int, default=QUESTIONS, help="held-out questions")
-    run.add_argument("rpo", nargs="*", metavar="rpo.KEY=VALUE", help="options of RPO")
+    run.add_argument("rpo", nargs="*", metavar="rpo.KEY=VALUE", help="options of RPO, or of R²PO (r2po.KEY=VALUE)")
     run.add_argument("--out", type=Path, help="JSON file; by default runs/lab/ARM-seedSEED.json")
     return made
 
@@ -100,19 +108,30 @@ def read_rpo(overrides: Sequence[str], max_response_length: int, group_size: int
     Raises:
         ConfigError: if an option is unknown, has the wrong type, or is out of range.
     """
-    wrong = [override for override in overrides if not override.startswith("rpo.") or "=" not in override]
-    if wrong:
-        raise ConfigError(f"{', '.join(wrong)}: overrides have the form rpo.KEY=VALUE")
     gone = [f"{key} {MOVED[key]}" for key, _, _ in (o.partition("=") for o in overrides) if key in MOVED]
     if gone:
         raise ConfigError("; ".join(gone))
-    try:
-        typed = OmegaConf.create({"rpo": OmegaConf.structured(RPOConfig)})
-        options = OmegaConf.to_object(OmegaConf.merge(typed, OmegaConf.from_dotlist(list(overrides))).rpo)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"unknown or mistyped option in {' '.join(overrides)}: {error}") from error
+    options = _read("rpo", RPOConfig, overrides)
     validate(options, max_response_length=max_response_length, group_size=group_size)
     return options
+
+
+def read_r2po(overrides: Sequence[str]) -> R2POConfig:
+    """R²PO's options with `r2po.KEY=VALUE` overrides; raises as `read_rpo` does."""
+    options = _read("r2po", R2POConfig, overrides)
+    validate_r2po(options)
+    return options
+
+
+def _read(name: str, declared: type, overrides: Sequence[str]) -> Any:
+    wrong = [override for override in overrides if not override.startswith(f"{name}.") or "=" not in override]
+    if wrong:
+        raise ConfigError(f"{', '.join(wrong)}: overrides have the form {name}.KEY=VALUE")
+    try:
+        typed = OmegaConf.create({name: OmegaConf.structured(declared)})
+        return OmegaConf.to_object(OmegaConf.merge(typed, OmegaConf.from_dotlist(list(overrides)))[name])
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"unknown or mistyped option in {' '.join(overrides)}: {error}") from error
 
 
 def check(args: argparse.Namespace) -> None:
@@ -132,9 +151,21 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--max-tokens={args.max_tokens}: must be above 0")
     if args.skip_solved is not None and not 0 < args.skip_solved <= 1:
         raise ConfigError(f"--skip-solved={args.skip_solved}: must be above 0 and at most 1")
-    if args.rpo and not METHODS[args.arm].reuse:
-        raise ConfigError(f"{' '.join(args.rpo)}: --arm={args.arm} does not read RPO's options; use rpo or dapo-rpo")
-    rpo = read_rpo(args.rpo, args.max_response_length, max(2, args.group_size))
+    if args.temperature <= 0:
+        raise ConfigError(f"--temperature={args.temperature}: must be above 0")
+    if args.rows_per_group is not None and not 2 <= args.rows_per_group <= args.group_size:
+        raise ConfigError(f"--rows-per-group={args.rows_per_group}: must be from 2 to --group-size={args.group_size}")
+    method = METHODS[args.arm]
+    if method.head:
+        read_r2po(args.rpo)
+    elif args.rpo and not method.reuse:
+        raise ConfigError(
+            f"{' '.join(args.rpo)}: --arm={args.arm} does not read RPO's options; use rpo or dapo-rpo. R²PO's are read "
+            "by r2po"
+        )
+    if (method.reuse or method.imitate or method.verified) and (args.temperature != 1 or args.rows_per_group):
+        raise ConfigError(f"--arm={args.arm} with --temperature or --rows-per-group: try them with grpo, dapo or r2po")
+    rpo = read_rpo(args.rpo if method.reuse else [], args.max_response_length, max(2, args.group_size))
     if rpo.rollout.trunks and METHODS[args.arm].filtered:
         raise ConfigError(
             f"rpo.rollout.trunks={rpo.rollout.trunks} with --arm={args.arm}: the fast lane's filter would take each "

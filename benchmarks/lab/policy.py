@@ -44,15 +44,31 @@ class Policy:
         Returns:
             (B, T) float32; T is the longest response, and what lies behind a response is 0.
         """
+        states, labels = self.states(questions, responses)
+        log_p = self.model.get_output_embeddings()(states).log_softmax(-1)
+        lengths = torch.tensor([len(response) for response in responses])
+        written = torch.arange(labels.shape[1]) < lengths[:, None]
+        return log_p.gather(2, labels[:, :, None])[:, :, 0] * written
+
+    def states(
+        self, questions: Sequence[Sequence[int]], responses: Sequence[np.ndarray]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What enters the output layer where the tokens of responses are predicted.
+
+        Args:
+            questions: (B,) token ids of each.
+            responses: (B,) token ids of each, at least one.
+
+        Returns:
+            (B, T, H) float32 states and (B, T) int64 tokens; what lies behind a response means nothing.
+        """
         whole = [torch.tensor([*question, *response]) for question, response in zip(questions, responses, strict=True)]
         # Filled up on the right, where causal attention does not look.
         ids = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True)
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         longest = max(map(len, responses))
         offsets, steps = torch.tensor([len(question) for question in questions]), torch.arange(longest)
-        # Rows of unequal questions: a short row's last columns are read twice and masked.
+        # Rows of unequal questions: a short row's last columns are read twice.
         target = (offsets[:, None] + steps).clamp(max=ids.shape[1] - 1)
         before = hidden.gather(1, (target - 1)[:, :, None].expand(-1, -1, hidden.shape[-1]))
-        log_p = self.model.get_output_embeddings()(before).log_softmax(-1)
-        lengths = torch.tensor([len(response) for response in responses])
-        return log_p.gather(2, ids.gather(1, target)[:, :, None])[:, :, 0] * (steps < lengths[:, None])
+        return before, ids.gather(1, target)

@@ -149,7 +149,7 @@ def arguments(options: Sequence[str], seed: int, extra: Sequence[str]) -> dict[s
 def command_of(options: Sequence[str], seed: int, extra: Sequence[str]) -> list[str]:
     """The arguments of a run of a suite; overrides of RPO come last, in one piece."""
     given = [*options, "--seed", str(seed), *extra]
-    overrides = [argument for argument in given if argument.startswith("rpo.")]
+    overrides = [argument for argument in given if argument.startswith(("rpo.", "r2po."))]
     return [*(argument for argument in given if argument not in overrides), *overrides]
 
 

@@ -51,6 +51,7 @@ class Sampler:
         room: Sequence[int],
         generator: torch.Generator,
         temperature: float = 1.0,
+        head: torch.nn.Module | None = None,
     ) -> list[Continuation]:
         """Continue every context until an end token or the end of its room.
 
@@ -61,6 +62,7 @@ class Sampler:
             room: (B,) maximum tokens to generate behind each, at least 1.
             generator: source of randomness.
             temperature: above 0; divides the logits.
+            head: R²PO's, whose residual is added to the logits; None: the policy alone.
 
         Raises:
             ValueError: if a context is empty, a room below 1, or the temperature not above 0.
@@ -83,7 +85,7 @@ class Sampler:
         # A token sees itself in any case, so that padding has something to see.
         causal = torch.ones(width, width).bool().tril() & visible[:, None] | torch.eye(width).bool()
         cache = [self._empty(len(distinct), width) for _ in self._base.layers]
-        logits = self._logits(ids, (cosine[positions], sine[positions]), cache, 0, causal[:, None])[of_row]
+        states = self._states(ids, (cosine[positions], sine[positions]), cache, 0, causal[:, None])[of_row]
 
         rows, rooms = torch.arange(len(contexts)), torch.tensor(room)
         # Every row gets a copy of its context, and columns to write to.
@@ -93,7 +95,10 @@ class Sampler:
         tokens, log_probs = torch.zeros(len(rows), most, dtype=torch.long), torch.zeros(len(rows), most)
         lengths, going = torch.zeros(len(rows), dtype=torch.long), torch.ones(len(rows)).bool()
         for written in range(most):
-            log_p = (logits.float() / temperature).log_softmax(-1)
+            logits = self._model.lm_head(states).float()
+            if head is not None:
+                logits = logits + head(states)
+            log_p = (logits / temperature).log_softmax(-1)
             token = torch.multinomial(log_p.exp(), 1, generator=generator)
             tokens[rows, written], log_probs[rows, written] = token[:, 0], log_p.gather(1, token)[:, 0]
             lengths[rows[going]] += 1
@@ -108,7 +113,7 @@ class Sampler:
             at = width + written
             visible[:, at], position = True, position + 1
             turned = cosine[position][:, None], sine[position][:, None]
-            logits = self._logits(token, turned, cache, at, visible[:, None, None, : at + 1])
+            states = self._states(token, turned, cache, at, visible[:, None, None, : at + 1])
         return [
             Continuation(tokens[i, :n].numpy().astype(np.int32), log_probs[i, :n].numpy().copy())
             for i, n in enumerate(lengths.tolist())
@@ -125,7 +130,7 @@ class Sampler:
         shape = (rows, config.num_key_value_heads, width, self._base.layers[0].self_attn.head_dim)
         return torch.zeros(shape), torch.zeros(shape)
 
-    def _logits(
+    def _states(
         self,
         ids: torch.Tensor,
         turned: tuple[torch.Tensor, torch.Tensor],
@@ -133,7 +138,7 @@ class Sampler:
         start: int,
         mask: torch.Tensor,
     ) -> torch.Tensor:
-        """Read `ids` (B, T) at columns from `start`, write their keys and values, return the last logits (B, V)."""
+        """Read `ids` (B, T) at columns from `start`, write their keys and values, return the last states (B, H)."""
         rows, width = ids.shape
         stop = start + width
         states = self._base.embed_tokens(ids)
@@ -153,4 +158,4 @@ class Sampler:
             )  # fmt: skip
             states = states + attention.o_proj(seen.transpose(1, 2).reshape(rows, width, -1))
             states = states + layer.mlp(layer.post_attention_layernorm(states))
-        return self._model.lm_head(self._base.norm(states[:, -1]))
+        return self._base.norm(states[:, -1])

@@ -98,8 +98,26 @@ REUSE = _on_policies(
     }
 )
 
+#: Does a rollout head do anything, against what a user would try first? PODS and MinPRO beside it.
+R2PO = _on_policies(
+    {
+        "grpo": ("grpo", "--arm", "grpo"),
+        "r2po": ("grpo", "--arm", "r2po"),
+        "grpo-T1.2": ("grpo", "--arm", "grpo", "--temperature", "1.2"),
+        "r2po-paper": (
+            "grpo", "--arm", "r2po", "r2po.head_every=40", "r2po.correction=none", "r2po.head.rank=null",
+            "r2po.head.init_std=1e-6", "r2po.rarity.by=reward", "r2po.stage1.lr=1e-6", "r2po.stage1.epochs=10",
+            "r2po.stage1.kl_bound=null", "r2po.stage1.kl_weight=0.04",
+        ),
+        "grpo-pods": ("grpo", "--arm", "grpo", "--rows-per-group", "4"),
+        "grpo-4epochs": ("grpo", "--arm", "grpo", "--ppo-epochs", "4"),
+        "grpo-4epochs-minpro": ("grpo", "--arm", "grpo", "--ppo-epochs", "4", "--loss", "minpro"),
+    }
+)  # fmt: skip
+
 SUITES = {
     "lr": Named(LR, (11, 12)),
     "competitors": Named(COMPETITORS, (1, 2, 3, 4, 5)),
     "reuse": Named(REUSE, (1, 2, 3, 4, 5)),
+    "r2po": Named(R2PO, (1, 2, 3, 4, 5)),
 }

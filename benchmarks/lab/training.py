@@ -15,11 +15,21 @@ import numpy as np
 import torch
 
 from benchmarks.exact import HELD_OUT_SEED, KS, Solved, held_out, measure
-from benchmarks.lab.advantages import Batch, as_batch, estimate, give_credit, imitate, truncate_weights
+from benchmarks.lab.advantages import (
+    Batch,
+    as_batch,
+    correct_for_sampling,
+    down_sample,
+    estimate,
+    give_credit,
+    imitate,
+    truncate_weights,
+)
 from benchmarks.lab.batches import Collected, collect
 from benchmarks.lab.drafts import Drafts
 from benchmarks.lab.groups import Finished, observe, plan_starts, roll_out
-from benchmarks.lab.options import MANY_SOLUTIONS, METHODS, Method, read_rpo
+from benchmarks.lab.head import HeadTraining
+from benchmarks.lab.options import MANY_SOLUTIONS, METHODS, Method, read_r2po, read_rpo
 from benchmarks.lab.policy import Policy
 from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward
 from benchmarks.lab.sampler import Continuation, Sampler
@@ -34,6 +44,8 @@ from rpo_verl.tools.evaluation.estimators import pass_at_k
 ANSWERED, ANSWERS = 64, 32
 #: A temperature at which the most likely token is drawn.
 GREEDY = 1e-4
+#: Bound of the weights for rollouts of another distribution, veRL's `rollout_is_threshold`.
+MOST_WEIGHT = 2.0
 #: Of the visits to solved questions these are made, so that what was unlearned is noticed.
 LOOKS = 0.1
 #: Rollouts at a time in a sampled evaluation.
@@ -78,7 +90,7 @@ class Training:
         self.steps: list[dict[str, Any]] = []
         self.curve: list[dict[str, Any]] = []
         # Draws of its own for every seed; an override wins.
-        options = [f"rpo.seed={args.seed}", *args.rpo]
+        options = [f"rpo.seed={args.seed}", *(args.rpo if self.method.reuse else [])]
         self._rpo = read_rpo(options, args.max_response_length, max(2, args.group_size))
         self._rollouts = cache_of(policy, self._rpo, args.max_response_length) if self.method.reuse else None
         # Without RPO nothing is shaped.
@@ -88,11 +100,12 @@ class Training:
         self._visits = Visits(questions, args.seed)
         self._generator = torch.Generator().manual_seed(args.seed)
         self._sampler = Sampler(policy.model, policy.end_ids)
+        self._head = HeadTraining(policy, read_r2po(args.rpo), args) if self.method.head else None
         self._updater = Updater(
             policy,
             UpdateOptions(
                 lr=args.lr, schedule=args.schedule, clip_ratio_high=self.method.clip_ratio_high,
-                ppo_epochs=args.ppo_epochs, micro_batch=args.micro_batch,
+                ppo_epochs=args.ppo_epochs, micro_batch=args.micro_batch, loss=args.loss,
             ),
         )  # fmt: skip
         self._seen: dict[Question, Finished] = {}
@@ -131,14 +144,35 @@ class Training:
             observe(self._rollouts, collected.batch, self.step)
             if self._rollouts is not None:
                 self._rollouts.end_step(self.step)
+        rows = self._update(collected.batch, batch, progress)
+        self._last |= {one.question: one.group for one in [*collected.discarded, *collected.batch]}
+        self._note(collected, rows)
+
+    def _update(self, groups: Sequence[Finished], batch: Batch, progress: float) -> int:
+        """Train the policy, or R²PO's head in a step that is the head's; returns the rows of the policy's update."""
+        if self._head is not None and self._head.due(self.step):
+            with self.clock("update"):
+                self._head.train(groups)
+            return 0
         with self.clock("log-probs"):
             self._updater.fill_log_probs(batch)
             if self.args.prefix_weights is not None:
-                truncate_weights(collected.batch, batch, self.args.prefix_weights)
+                truncate_weights(groups, batch, self.args.prefix_weights)
+            if self._sampled_elsewhere and (self._head is None or self._head.options.correction == "importance"):
+                correct_for_sampling(batch, MOST_WEIGHT)
         with self.clock("update"):
-            rows = self._updater.update(batch, progress)
-        self._last |= {one.question: one.group for one in [*collected.discarded, *collected.batch]}
-        self._note(collected, rows)
+            return self._updater.update(batch, progress)
+
+    @property
+    def _sampled_elsewhere(self) -> bool:
+        """Whether rollouts come from another distribution than the policy's own."""
+        return self._head is not None or self.args.temperature != 1
+
+    @property
+    def _sample(self) -> Callable[..., list[Continuation]]:
+        """What rollouts are drawn with."""
+        head = None if self._head is None else self._head.learner.head
+        return partial(self._sampler.sample, generator=self._generator, temperature=self.args.temperature, head=head)
 
     def _collect(self) -> Collected:
         limit = self._rpo.reward.filter_at_most if self.method.reuse else None
@@ -159,8 +193,7 @@ class Training:
         kept = [self._seen[question] for question in questions if question in self._seen]
         new = [question for question in questions if question not in self._seen]
         starts = plan_starts(self._rollouts, new, self.step, self.args.group_size, self.args.max_response_length)
-        sample = partial(self._sampler.sample, generator=self._generator)
-        fresh = roll_out(new, starts, self.step, sample, self._reward, self._rollout_options) if new else []
+        fresh = roll_out(new, starts, self.step, self._sample, self._reward, self._rollout_options) if new else []
         self.tokens += sum(int(one.group.generated.sum()) for one in fresh)
         if self.method.first_epoch_only:
             self._seen |= {one.question: one for one in fresh}
@@ -177,9 +210,8 @@ class Training:
         return float(torch.rand(1, generator=self._looks)) >= LOOKS
 
     def _from_drafts(self, questions: Sequence[Question]) -> list[Finished]:
-        sample = partial(self._sampler.sample, generator=self._generator)
         size, room = self.args.group_size, self.args.max_response_length
-        found = self._drafts.roll_out(questions, self.step, size, room, sample, self._log_probs, self._reward)
+        found = self._drafts.roll_out(questions, self.step, size, room, self._sample, self._log_probs, self._reward)
         self.tokens += sum(int(one.group.generated.sum()) for one in found)
         return found
 
@@ -200,6 +232,11 @@ class Training:
             imitate(groups, batch)
             return batch
         estimate(groups, batch, "grpo")
+        if self.args.rows_per_group is not None:
+            down_sample(groups, batch, self.args.rows_per_group)
+        if self._sampled_elsewhere:
+            # So that the policy before the update is asked: PPO clips the ratio to it.
+            batch.old_log_probs = torch.full_like(batch.old_log_probs, torch.nan)
         if self.method.reuse:
             self._credit = give_credit(groups, batch, self._rpo.credit, self._rollouts.expected_success)
             if self.args.prefix_weights is not None:
@@ -221,6 +258,7 @@ class Training:
                 "prefixed_groups": sum(group.prefixed for group in groups),
                 "discarded_groups": len(collected.discarded),
                 "skipped_visits": self._visits.skipped,
+                **({} if self._head is None else self._head.metrics),
                 "trained_rows": rows,
                 "credit": fmean(self._credit) if self._credit else 0.0,
             }

@@ -9,6 +9,7 @@ from verl.workers.config import ActorConfig
 
 from benchmarks.lab.advantages import LOSS_AGG_MODE, Batch
 from benchmarks.lab.policy import Policy
+from rpo_verl.lean import losses  # noqa: F401 - registers MinPRO
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class UpdateOptions:
 
     clip_ratio_high: float = 0.2
     ppo_epochs: int = 1
+    loss: str = "vanilla"
+    """Name of the policy loss in veRL's registry."""
+
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     clip_grad: float = 1.0
@@ -45,7 +49,7 @@ class Updater:
         self._config = ActorConfig(
             strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, clip_ratio_high=options.clip_ratio_high
         )
-        self._loss = get_policy_loss_fn("vanilla")
+        self._loss = get_policy_loss_fn(options.loss)
 
     def fill_log_probs(self, batch: Batch) -> None:
         """Compute old log-probabilities where the loss covers a reused prefix, with the policy before the update."""

@@ -15,7 +15,7 @@ from verl.utils.torch_functional import get_cosine_schedule_with_warmup
 from benchmarks import lanes, machine
 from benchmarks.lab import __main__ as command
 from benchmarks.lab import batches, options, publish, runs, suites
-from benchmarks.lab.advantages import as_batch, estimate, give_credit, imitate, truncate_weights
+from benchmarks.lab.advantages import as_batch, correct_for_sampling, estimate, give_credit, imitate, truncate_weights
 from benchmarks.lab.batches import collect
 from benchmarks.lab.groups import observe, plan_starts, roll_out
 from benchmarks.lab.policy import BrokenDown, Policy
@@ -522,7 +522,8 @@ def trained(tmp_path, *arguments):
 @pytest.mark.parametrize("arm", options.METHODS)
 def test_every_arm_trains(arm, tmp_path):
     # Short questions are answered right, so that a filter would look for long for a group with a signal.
-    harder = ("--batch", "1", "--problem-steps", "7", "--max-response-length", "80") if "dapo" in arm else ()
+    harder = ("--problem-steps", "7", "--max-response-length", "80") if "dapo" in arm or arm == "r2po" else ()
+    harder += ("--batch", "1") if "dapo" in arm else ("--group-size", "4") if arm == "r2po" else ()
     record = trained(tmp_path, "--arm", arm, *harder)
     assert [point["step"] for point in record["curve"]] == [0, 2, 3]
     assert [step["step"] for step in record["steps"]] == [1, 2, 3]
@@ -537,6 +538,9 @@ def test_every_arm_trains(arm, tmp_path):
         assert all(step["trained_rows"] == 2 for step in record["steps"] if not step["prefixed_groups"])
     if arm == "drafts":
         assert record["steps"][2]["generated_tokens"] < 0.5 * record["steps"][0]["generated_tokens"]
+    if arm == "r2po":
+        assert record["steps"][0]["trained_rows"] == 0 < sum(step["trained_rows"] for step in record["steps"])
+        assert record["steps"][0]["head_error"] < 1e-4, "sampler and head agree on what was sampled"
     if arm == "rpo":
         assert record["steps"][2]["prefixed_groups"] == 2, "the questions of the third step were seen in the first"
 
@@ -577,6 +581,33 @@ def test_a_training_that_breaks_down_has_a_record(tmp_path, monkeypatch):
     assert record["broke_down"]["step"] == 1 and "had a signal" in record["broke_down"]["why"]
     assert [point["step"] for point in record["curve"]] == [0]
     assert len(record["policy"]) == 64
+
+
+def test_weights_correct_for_another_temperature(policy):
+    args = options.parser().parse_args(["--temperature", "1.5", *SHORT])
+    options.check(args)
+    training = Training(policy, args)
+    collected = training._collect()
+    batch = training._batch(collected.batch)
+    assert batch.old_log_probs.isnan().all(), "the policy before the update is asked"
+    training._updater.fill_log_probs(batch)
+    correct_for_sampling(batch, 2.0)
+    trained = batch.advantages != 0
+    assert torch.allclose(batch.weights[~batch.mask], torch.tensor(1.0))
+    if trained.any():
+        ratio = (batch.old_log_probs - batch.then_log_probs).exp()[trained]
+        assert torch.allclose(batch.weights[trained], ratio.clamp(max=2.0)) and (ratio > 1).any()
+
+
+def test_a_group_can_be_sampled_down(tmp_path):
+    record = trained(tmp_path, "--group-size", "4", "--rows-per-group", "2", "--problem-steps", "7",
+                     "--max-response-length", "80")  # fmt: skip
+    assert all(step["trained_rows"] <= 4 for step in record["steps"])
+    for wrong in (["--rows-per-group", "9"], ["--arm", "raft", "--temperature", "2"], ["--temperature", "0"]):
+        with pytest.raises(ConfigError, match=wrong[-2]):
+            options.check(options.parser().parse_args(wrong))
+    with pytest.raises(ConfigError, match=r"r2po.head.rank"):
+        options.check(options.parser().parse_args(["--arm", "r2po", "r2po.head.rank=0"]))
 
 
 def test_a_budget_of_tokens_ends_a_run(tmp_path):
