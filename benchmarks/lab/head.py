@@ -45,6 +45,7 @@ class HeadTraining:
         responses = [response for one in groups for response in one.responses]
         sampled = [log_probs for one in groups for log_probs in one.log_probs]
         order = sorted(range(len(responses)), key=lambda row: len(responses[row]))
+        updates: list[dict[str, float]] = []
         for _ in range(self.options.stage1.epochs):
             for first in range(0, len(order), self._args.micro_batch):
                 rows = order[first : first + self._args.micro_batch]
@@ -53,8 +54,10 @@ class HeadTraining:
                     [float(advantages[row]) for row in rows], [sampled[row] for row in rows],
                 )  # fmt: skip
                 self.learner.accumulate(tokens, self._args.temperature)
-            found = self.learner.update(lambda tensor: None)
-        self.metrics = {f"head_{name}": found[name] for name in ("kl", "entropy_gain", "kl_weight", "error")}
+            updates.append(self.learner.update(lambda tensor: None))
+        self.metrics = {f"head_{name}": updates[-1][name] for name in ("kl", "entropy_gain", "kl_weight")}
+        # Before the first update: the difference between sampler and head.
+        self.metrics["head_error"] = updates[0]["error"]
 
     @torch.no_grad()
     def _tokens(
