@@ -97,8 +97,8 @@ def test_a_resumed_run_goes_on_with_its_head(tmp_path, data_dir, first_half):
     assert same == state | {"step": 3}
     # vLLM sampled with it, from the first step on.
     assert run.steps[0]["training/rollout_probs_diff_max"] > 1e-3
-    run = ran(resumable(tmp_path, data_dir, 4), (3, 4))
-    assert run.steps[1]["r2po/head/sampling_error"] < 1e-4
+    run = ran(resumable(tmp_path, data_dir, 4), (4,))
+    assert run.steps[0]["r2po/head/sampling_error"] < 1e-4
     moved, later = head_of(tmp_path, 4)
     assert later["updates"] == state["updates"] + 4 == 12
     assert not moved["up"].equal(saved["up"])

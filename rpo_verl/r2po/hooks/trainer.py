@@ -96,7 +96,8 @@ class RolloutHeadTrainer:
             right = [tokens.tobytes() for tokens, one in zip(group.responses, group.correct, strict=True) if one]
             if right:
                 distinct.append(len(set(right)) / len(right))
-        rows = [torch.full(mask.shape, earned.get(key, 0.0)) for key, mask in zip(batch.keys, masks, strict=True)]
+        finals = [batch.keys[row] for row in queue.final_rows(batch.keys)]
+        rows = [torch.full(mask.shape, earned.get(key, 0.0)) for key, mask in zip(finals, masks, strict=True)]
         queue.write(batch.keys, batch.partition_id, **{ADVANTAGES: rows})
         metrics = {
             "r2po/rarity/signal_share": float(np.mean(signal)),
