@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 
 from rpo_verl import algorithms
 from rpo_verl.r2po.hooks import NAME
-from rpo_verl.r2po.hooks.engine import ADVANTAGES, METRICS, TRAIN_HEAD, give_heads
-from rpo_verl.r2po.hooks.groups import read_groups
+from rpo_verl.r2po.hooks.engine import ADVANTAGES, BEST_REWARD, METRICS, TRAIN_HEAD, best_rewards, give_heads
+from rpo_verl.r2po.hooks.groups import SOURCE, read_groups
 from rpo_verl.r2po.options import trains_head
 from rpo_verl.r2po.rarity import rarity_advantages
 from rpo_verl.rpo.scale import RewardScale
@@ -40,6 +40,7 @@ class RolloutHeadTrainer:
                 "one. Please report this with your configuration."
             )
         super()._load_checkpoint()
+        self._r2po_scale.see(SOURCE, ray.get(workers[0].__ray_call__.remote(best_rewards)))
 
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()
@@ -111,6 +112,7 @@ class RolloutHeadTrainer:
         rows = len(batch)
         info = {
             TRAIN_HEAD: True,
+            BEST_REWARD: self._r2po_scale.best(SOURCE),
             "global_batch_size": rows,
             "mini_batch_size": rows,
             "epochs": self._r2po.stage1.epochs,
