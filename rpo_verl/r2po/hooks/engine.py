@@ -27,10 +27,10 @@ from rpo_verl.upstream.engines import engines_of
 
 #: Key in the `extra_info` of a batch for the workers: it trains the head.
 TRAIN_HEAD = "r2po_train_head"
-#: Tokens whose distributions over the vocabulary are in memory at once.
-CHUNK = 512
 #: Key beside it: the best reward that the run has seen.
 BEST_REWARD = "r2po_best_reward"
+#: Tokens whose distributions over the vocabulary are in memory at once.
+CHUNK = 512
 #: Prefix of a worker's metrics in stage 1; veRL has a `loss` and a `grad_norm` of its own.
 METRICS = "r2po_head_"
 #: Field of a row: its advantages in stage 1, (response,) float.
@@ -54,7 +54,8 @@ class RolloutHeadEngine:
         self._trained_head = bool(tu.get_non_tensor_data(data=data, key=TRAIN_HEAD, default=False))
         if not self._trained_head:
             return super().train_batch(data, loss_function)
-        with self._watch_output_layer(), torch.no_grad():
+        # The policy runs as it does for log-probabilities; veRL has loaded what is offloaded.
+        with self.eval_mode(disable_auto_offload=True), self._watch_output_layer(), torch.no_grad():
             outputs = self.forward_backward_batch(data, _no_loss, forward_only=True)
         self._learner.best_reward = float(tu.get_non_tensor_data(data=data, key=BEST_REWARD, default=1.0))
         found = self._learner.update(self._add_up)
