@@ -30,6 +30,9 @@ class HeadLearner:
         self.optimizer = torch.optim.Adam(self.head.parameters(), lr=options.stage1.lr)
         self.penalty = KLPenalty(options.stage1.kl_weight, options.stage1.kl_bound)
         self.updates = 0
+        self.best_reward = 1.0
+        """Best reward that the run has seen, at least 1: the trainer keeps it here so that it goes with the head."""
+
         self._sums = torch.zeros(len(SUMS), device=device)
 
     @torch.enable_grad()

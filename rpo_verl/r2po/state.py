@@ -14,6 +14,7 @@ from rpo_verl.r2po.learner import HeadLearner
 SCHEMA_VERSION = 1
 TENSORS, STATE = "head.safetensors", "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+KEYS = ("schema_version", "step", "updates", "kl_weight", "best_reward")
 
 
 class HeadError(ValueError):
@@ -42,6 +43,7 @@ def save(learner: HeadLearner, folder: Path, step: int) -> None:
         "step": step,
         "updates": learner.updates,
         "kl_weight": learner.penalty.weight,
+        "best_reward": learner.best_reward,
     }
     (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -63,7 +65,7 @@ def load(learner: HeadLearner, folder: Path, step: int) -> None:
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
-        version, found, updates, weight = (state[key] for key in ("schema_version", "step", "updates", "kl_weight"))
+        version, found, updates, weight, best = (state[key] for key in KEYS)
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
         raise HeadError(f"{folder}: no rollout head can be read there ({error}). {remedy}") from error
     if version != SCHEMA_VERSION:
@@ -85,4 +87,4 @@ def load(learner: HeadLearner, folder: Path, step: int) -> None:
             if updates:
                 moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device).clone() for moment in MOMENTS}
                 learner.optimizer.state[parameter] = {"step": torch.tensor(float(updates)), **moments}
-    learner.updates, learner.penalty.weight = updates, weight
+    learner.updates, learner.penalty.weight, learner.best_reward = updates, weight, best

@@ -151,6 +151,7 @@ UPSTREAM_NAMES = (
          "engine_config compute_entropy_from_logits rank"),
         ("FSDPEngineWithLMHead.initialize", "reach the model", "", "module"),
         ("FSDPEngineWithLMHead.train_batch", "train R²PO's head", "data loss_function"),
+        ("FSDPEngineWithLMHead.eval_mode", "train R²PO's head without dropout"),
         ("FSDPEngineWithLMHead.lr_scheduler_step", "leave the policy's learning rate alone in stage 1"),
         ("FSDPEngineWithLMHead.get_per_tensor_param", "send R²PO's head to the rollout servers"),
         ("FSDPEngineWithLMHead.save_checkpoint", "save R²PO's head", "local_path"),

@@ -35,14 +35,22 @@ def queue(monkeypatch):
 
 def test_rows_of_a_question_are_a_group_without_those_that_fill_up(queue):
     batch = queue(
-        {"b_1_0": row(0.0, [4, 5]), "a_0_0": row(1.0, [1, 2]), "b_0_0": row(1.0, [3]), "a_0_0_pad": row(0.0, [9])},
-        filling={"a_0_0_pad"},
+        {"b_1_0": row(0.0, [4, 5]), "a_0_0": row(1.0, [1, 2]), "b_0_0": row(1.0, [3]), "a_9_0": row(0.0, [9])},
+        filling={"a_9_0"},
     )
     one, other = read_groups(batch, RarityConfig(), RewardScale())
     assert (one.keys, other.keys) == (("a_0_0",), ("b_0_0", "b_1_0"))
     assert other.rewards.tolist() == [1, 0]
     assert other.correct.tolist() == [True, False]
     assert [tokens.tolist() for tokens in other.responses] == [[3], [4, 5]]
+
+
+def test_a_session_with_several_outputs_is_one_member(queue):
+    batch = queue({"a_0_0": row(0.0, [1]), "a_0_1": row(1.0, [2]), "a_1_0": row(0.0, [3])})
+    (group,) = read_groups(batch, RarityConfig(), RewardScale())
+    assert group.keys == ("a_0_1", "a_1_0")
+    assert group.correct.tolist() == [True, False]
+    assert group.responses[0].tolist() == [2]
 
 
 def test_tokens_that_the_model_did_not_generate_are_none_of_its_response(queue):

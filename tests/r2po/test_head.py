@@ -205,6 +205,7 @@ def test_an_update_without_tokens_moves_nothing():
 def test_three_and_three_updates_are_six(tmp_path, trained):
     tokens, whole = tokens_of(), learner_of()
     train(whole, tokens, trained)
+    whole.best_reward = 2.25
     state.save(whole, tmp_path / "r2po", 3)
     resumed = learner_of()
     state.load(resumed, tmp_path / "r2po", 3)
@@ -212,6 +213,7 @@ def test_three_and_three_updates_are_six(tmp_path, trained):
     assert torch.equal(resumed.head.up, whole.head.up)
     assert torch.equal(resumed.head.down, whole.head.down)
     assert (resumed.updates, resumed.penalty.weight) == (whole.updates, whole.penalty.weight)
+    assert resumed.best_reward == 2.25
 
 
 def test_a_saved_head_is_replaced_whole(tmp_path):

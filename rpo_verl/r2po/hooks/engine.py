@@ -27,6 +27,8 @@ from rpo_verl.upstream.engines import engines_of
 
 #: Key in the `extra_info` of a batch for the workers: it trains the head.
 TRAIN_HEAD = "r2po_train_head"
+#: Key beside it: the best reward that the run has seen.
+BEST_REWARD = "r2po_best_reward"
 #: Tokens whose distributions over the vocabulary are in memory at once.
 CHUNK = 512
 #: Prefix of a worker's metrics in stage 1; veRL has a `loss` and a `grad_norm` of its own.
@@ -52,8 +54,10 @@ class RolloutHeadEngine:
         self._trained_head = bool(tu.get_non_tensor_data(data=data, key=TRAIN_HEAD, default=False))
         if not self._trained_head:
             return super().train_batch(data, loss_function)
-        with self._watch_output_layer(), torch.no_grad():
+        # The policy runs as it does for log-probabilities; veRL has loaded what is offloaded.
+        with self.eval_mode(disable_auto_offload=True), self._watch_output_layer(), torch.no_grad():
             outputs = self.forward_backward_batch(data, _no_loss, forward_only=True)
+        self._learner.best_reward = float(tu.get_non_tensor_data(data=data, key=BEST_REWARD, default=1.0))
         found = self._learner.update(self._add_up)
         outputs["metrics"] = {f"{METRICS}{name}": [value] for name, value in found.items()}
         return outputs
@@ -154,6 +158,11 @@ def generated_tokens(hidden: torch.Tensor, logits: torch.Tensor, micro_batch: Te
     for begin in range(0, len(chosen), CHUNK):
         part = slice(begin, begin + CHUNK)
         yield Tokens(hidden[chosen[part]], logits[chosen[part]], ids_of[part], advantages[part], old_log_probs[part])
+
+
+def best_rewards(worker: Any) -> list[float]:
+    """What the heads of a worker remember as the best reward, for the worker's `__ray_call__`."""
+    return [engine._learner.best_reward for engine in engines_of(worker) if engine._learner is not None]
 
 
 def give_heads(worker: Any, options: R2POConfig) -> int:

@@ -33,6 +33,8 @@ class RewardedGroup:
 def read_groups(batch: queue.Batch, options: RarityConfig, scale: RewardScale) -> list[RewardedGroup]:
     """Read the groups of a batch; rows that only fill it up are not among them.
 
+    A session with several outputs is one member, with the reward and the tokens of its last one.
+
     Args:
         batch: finished rows.
         options: says what is correct.
@@ -41,7 +43,9 @@ def read_groups(batch: queue.Batch, options: RarityConfig, scale: RewardScale) -
     Raises:
         ValueError: if a reward function reports an `acc` that is no number.
     """
-    own = sorted(key for key, tag in zip(batch.keys, batch.tags, strict=True) if not queue.is_padding(tag))
+    finals = [batch.keys[row] for row in queue.final_rows(batch.keys)]
+    rows_of = zip(batch.keys, finals, batch.tags, strict=True)
+    own = sorted(key for key, final, tag in rows_of if key == final and not queue.is_padding(tag))
     scores, masks, responses, extra = queue.read(
         own, batch.partition_id, "rm_scores", "response_mask", "responses", "extra_fields"
     )

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 
 from rpo_verl import algorithms
 from rpo_verl.r2po.hooks import NAME
-from rpo_verl.r2po.hooks.engine import ADVANTAGES, METRICS, TRAIN_HEAD, give_heads
-from rpo_verl.r2po.hooks.groups import read_groups
+from rpo_verl.r2po.hooks.engine import ADVANTAGES, BEST_REWARD, METRICS, TRAIN_HEAD, best_rewards, give_heads
+from rpo_verl.r2po.hooks.groups import SOURCE, read_groups
 from rpo_verl.r2po.options import trains_head
 from rpo_verl.r2po.rarity import rarity_advantages
 from rpo_verl.rpo.scale import RewardScale
@@ -40,6 +40,7 @@ class RolloutHeadTrainer:
                 "one. Please report this with your configuration."
             )
         super()._load_checkpoint()
+        self._r2po_scale.see(SOURCE, ray.get(workers[0].__ray_call__.remote(best_rewards)))
 
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()
@@ -96,7 +97,8 @@ class RolloutHeadTrainer:
             right = [tokens.tobytes() for tokens, one in zip(group.responses, group.correct, strict=True) if one]
             if right:
                 distinct.append(len(set(right)) / len(right))
-        rows = [torch.full(mask.shape, earned.get(key, 0.0)) for key, mask in zip(batch.keys, masks, strict=True)]
+        finals = [batch.keys[row] for row in queue.final_rows(batch.keys)]
+        rows = [torch.full(mask.shape, earned.get(key, 0.0)) for key, mask in zip(finals, masks, strict=True)]
         queue.write(batch.keys, batch.partition_id, **{ADVANTAGES: rows})
         metrics = {
             "r2po/rarity/signal_share": float(np.mean(signal)),
@@ -110,6 +112,7 @@ class RolloutHeadTrainer:
         rows = len(batch)
         info = {
             TRAIN_HEAD: True,
+            BEST_REWARD: self._r2po_scale.best(SOURCE),
             "global_batch_size": rows,
             "mini_batch_size": rows,
             "epochs": self._r2po.stage1.epochs,
