@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rpo_verl.config import above, option
+from rpo_verl.config import SWITCH, above, option
 
 
 @dataclass
@@ -13,12 +13,12 @@ class LeanConfig:
     """Seconds between two looks of the trainer at the replay buffer. veRL waits 2 s, which hides what a shorter rollout
     saves (docs/benchmarks.md)."""
 
-    skip_zero_advantage: bool = True
+    skip_zero_advantage: bool | int = option(True, SWITCH)
     """Leave rows with zero advantages out of the actor's update. It applies where no other term of the loss (KL,
     entropy, distillation) has a gradient on them, so the update stays the same. veRL's `actor/*` metrics then cover the
     other rows."""
 
-    share_prefix: bool = False
+    share_prefix: bool | int = option(False, SWITCH)
     """Compute what the rows of a group share, the question and any common prefix, once per micro-batch, in
     log-probabilities and update. Results are the same up to rounding. It needs FSDP and plain causal attention (`sdpa`,
     `flash_attention_2`). Behind a prefix an update takes about a fifth of the time on a CPU (docs/benchmarks.md); it

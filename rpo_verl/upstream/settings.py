@@ -1,6 +1,6 @@
 """From veRL's configuration to typed options, and the checks before Ray starts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,24 +31,11 @@ def read_options(config: DictConfig, name: str) -> Any:
         )
     try:
         typed = OmegaConf.structured(algorithms.load(entry.options))
-        given = OmegaConf.to_container(section, resolve=True)
-        options = OmegaConf.to_object(OmegaConf.merge(typed, given))
-        _refuse_numbers_for_switches(given, options, name)
-        return options
+        return OmegaConf.to_object(OmegaConf.merge(typed, OmegaConf.to_container(section, resolve=True)))
     except OmegaConfBaseException as error:
         gone = [f"{name}.{key}" for key in _leaves(section)]
         hints = [f"{key} {hint}" for key, hint in moved_options(entry).items() if key in gone]
         raise ConfigError(f"unknown or mistyped option in {name}: {'; '.join(hints) or error}") from error
-
-
-def _refuse_numbers_for_switches(given: Mapping[str, Any], options: Any, name: str) -> None:
-    """OmegaConf takes every number but 0 for true."""
-    for key, value in given.items():
-        read = getattr(options, key)
-        if isinstance(value, dict):
-            _refuse_numbers_for_switches(value, read, f"{name}.{key}")
-        elif isinstance(read, bool) and not isinstance(value, str) and value not in (False, True):
-            raise ConfigError(f"{name}.{key}={value}: must be true or false")
 
 
 def whole_number(config: DictConfig, key: str) -> int:

@@ -28,7 +28,11 @@ RANGES = {
     "rpo.cache.max_bytes": ([300], [0, 299]),
     "rpo.credit.rule": (["none", "literal", "value", "paid"], ["whole"]),
     "rpo.credit.min_deviation": ([0.01, 0.5], [0.0, 0.6]),
+    "rpo.reward.shaping": ([True, False, 1, 0], [2, -1]),
+    "rpo.cache.keep_correct": ([True, False], [7]),
     "lean.poll_interval_s": ([0.001, 2.0], [0, -1.0]),
+    "lean.skip_zero_advantage": ([True, False], [7]),
+    "lean.share_prefix": ([True, False], [7]),
 }
 SECTIONS = {"rpo": RPOConfig, "lean": LeanConfig}
 
@@ -77,8 +81,8 @@ def test_the_defaults_are_valid():
 
 def test_every_option_with_a_range_is_tested_here():
     assert {key for key, declared in OPTIONS.items() if "range" in declared.metadata} == set(RANGES)
-    unbounded = {key: declared.type for key, declared in OPTIONS.items() if key not in RANGES}
-    assert {key for key, kind in unbounded.items() if kind is not bool} == {"rpo.seed", "rpo.cache.path"}
+    unbounded = {key for key in OPTIONS if key not in RANGES}
+    assert unbounded == {"rpo.seed", "rpo.cache.path"}
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, (good, _) in RANGES.items() for value in good])

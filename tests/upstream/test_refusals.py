@@ -44,7 +44,7 @@ def test_the_groups_are_sound(overrides):
         (["+rpo=enabled", "trainer.use_v1=false"], ["use_v1", "V1"]),
         (["+lean=enabled", "trainer.use_v1=false"], ["use_v1", "V1"]),
         (["+lean=enabled", "lean.skip_zero_advantage=7"], ["lean.skip_zero_advantage=7: must be true or false"]),
-        (["+rpo=enabled", "rpo.cache.keep_correct=0.5"], ["rpo.cache.keep_correct=0.5: must be true or false"]),
+        (["+rpo=enabled", "rpo.cache.keep_correct=2"], ["rpo.cache.keep_correct=2: must be true or false"]),
         (["+rpo=enabled", "rpo.credit.rule=literal", f"{CORRECTION}.bypass_mode=true"],
          ["bypass_mode=True", "rpo.credit.rule=literal"]),
         (["+rpo=enabled", "rpo.credit.rule=literal", f"{CORRECTION}.rollout_is=token"],
