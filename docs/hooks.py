@@ -127,7 +127,12 @@ def _sections(cls: type, prefix: str, paper: dict) -> Iterator[Section]:
             yield from _sections(field.type, key, paper.get(field.name, {}))
             continue
         default = field.default if field.default is not MISSING else field.default_factory()
-        kind = inspect.formatannotation(field.type).replace("None", "null").replace(" | ", " or ")
+        kind = (
+            inspect.formatannotation(field.type)
+            .replace("None", "null")
+            .replace("bool | int", "bool")
+            .replace(" | ", " or ")
+        )
         allowed = field.metadata["range"].text if "range" in field.metadata else ""
         chosen = as_yaml(paper.get(field.name, default))
         own.append(Option(key, kind, as_yaml(default), chosen, allowed, meanings.get(field.name, "")))

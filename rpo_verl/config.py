@@ -46,6 +46,8 @@ def one_of(*names: str) -> Range:
 
 
 ANY = Range("a finite number", lambda value: True)
+#: Of a field of the type `bool | int`: OmegaConf would take any number for true where the type is `bool`.
+SWITCH = Range("true or false", lambda value: value in (False, True))
 
 
 def option(default: Any, allowed: Range | None = None) -> Any:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rpo_verl.config import above, at_least, option
+from rpo_verl.config import SWITCH, above, at_least, option
 
 
 @dataclass
@@ -13,7 +13,7 @@ class LeanConfig:
     """Seconds between two looks of the trainer at the replay buffer. veRL waits 2 s, which hides what a shorter rollout
     saves (docs/benchmarks.md)."""
 
-    skip_zero_advantage: bool = True
+    skip_zero_advantage: bool | int = option(True, SWITCH)
     """Leave rows with zero advantages out of the actor's update. It applies where no other term of the loss (KL,
     entropy, distillation) has a gradient on them, so the update stays the same. veRL's `actor/*` metrics then cover the
     other rows."""
@@ -22,7 +22,7 @@ class LeanConfig:
     """Members of a group that train (PODS): those whose rewards vary most, with advantages among themselves. It needs
     `algorithm.adv_estimator=grpo`. Other terms of the loss (KL, entropy) still cover all rows. Null: all."""
 
-    share_prefix: bool = False
+    share_prefix: bool | int = option(False, SWITCH)
     """Compute what the rows of a group share, the question and any common prefix, once per micro-batch, in
     log-probabilities and update. Results are the same up to rounding. It needs FSDP and plain causal attention (`sdpa`,
     `flash_attention_2`). Behind a prefix an update takes about a fifth of the time on a CPU (docs/benchmarks.md); it

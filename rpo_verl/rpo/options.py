@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from rpo_verl.config import ANY, Range, at_least, one_of, option, out_of_range, refuse, within
+from rpo_verl.config import ANY, SWITCH, Range, at_least, one_of, option, out_of_range, refuse, within
 from rpo_verl.rpo.cache import ENTRY_BYTES
 
 
@@ -49,7 +49,7 @@ class RewardConfig:
     """Length-aware shaping, `R = r * max(lo, sigmoid(alpha * (mean length - length)))`, for correct responses only.
     Partial credit takes the smallest of these factors, so that it never overtakes a correct response."""
 
-    shaping: bool = True
+    shaping: bool | int = option(True, SWITCH)
     """Whether to shape; false trains on the base reward `r`. Paper: true."""
 
     alpha: float = option(0.01, at_least(0))
@@ -79,7 +79,7 @@ class CacheConfig:
     """Probability of keeping the response with the highest `R`; otherwise another one, uniformly. Paper: 0.1 by its
     formula, 0.9 by its summary; single runs show no order (docs/ablations.md)."""
 
-    keep_correct: bool = True
+    keep_correct: bool | int = option(True, SWITCH)
     """Whether a correct answer is never replaced by a wrong response. Paper: false; a wrong prefix fails whole groups
     (docs/cache.md)."""
 
