@@ -255,6 +255,9 @@ def _missing_in_file(path_key: str, place: str | None, name_key: str, name: str 
     if not place or not name:
         yield f"{path_key}={_shown(place)} and {name_key}={_shown(name)}: set both"
         return
+    if mistyped := [f"{key}={value}" for key, value in ((path_key, place), (name_key, name)) if type(value) is not str]:
+        yield f"{' and '.join(mistyped)}: must be text"
+        return
     if place.startswith("pkg://"):
         module = place.removeprefix("pkg://").replace("/", ".")
         try:

@@ -104,6 +104,8 @@ def test_lean_alone(examine):
         ("actor_rollout_ref.model.path=/nowhere/model", "model", "actor_rollout_ref.model.path=/nowhere/model"),
         ("reward.custom_reward_function.path=nowhere.py", "reward function",
          "reward.custom_reward_function.path=nowhere.py: no such file"),
+        ("reward.custom_reward_function.path=1", "reward function",
+         "reward.custom_reward_function.path=1: must be text"),
         ("reward.custom_reward_function.path=pkg://no.such.module", "reward function", "no module no.such.module"),
         ("reward.custom_reward_function.name=compute_scores", "reward function",
          "reward.custom_reward_function.name=compute_scores"),
