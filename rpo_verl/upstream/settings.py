@@ -12,6 +12,7 @@ from rpo_verl import algorithms
 from rpo_verl.config import ConfigError, out_of_range, refuse
 from rpo_verl.upstream import contract
 
+MANAGER_KEY = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"
 MANAGER = "rpo_verl.upstream.manager.AgentLoopManager"
 
 
@@ -27,7 +28,7 @@ def read_options(config: DictConfig, name: str) -> Any:
     if not isinstance(section, DictConfig) or manager is None:
         raise ConfigError(
             f"{name}={section!r} was set without the configuration group. Select it with +{name}=enabled, and override "
-            f"single options without a plus sign."
+            f"single options without a plus sign. Do not delete what the group sets, as {MANAGER_KEY}."
         )
     try:
         typed = OmegaConf.structured(algorithms.load(entry.options))
