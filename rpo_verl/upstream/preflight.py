@@ -31,6 +31,8 @@ OF_FILES = ("model", "reward function", "checkpoint", "data")
 WHOLE_NUMBERS = (
     "data.train_batch_size", "data.max_prompt_length", "data.max_response_length", "actor_rollout_ref.rollout.n",
 )  # fmt: skip
+#: Settings that name files.
+FILES = ("data.train_files", "data.val_files")
 REWARD_FUNCTION, REWARD_MANAGER = "reward.custom_reward_function", "reward.reward_manager"
 
 
@@ -169,6 +171,12 @@ def _values(config: DictConfig) -> Iterator[str]:
             whole_number(config, key)
         except ConfigError as error:
             yield str(error)
+    for key in FILES:
+        files = OmegaConf.select(config, key)
+        # A name may be null: that there is no file is for another check to say.
+        names = files if OmegaConf.is_list(files) else [files]
+        if not all(name is None or isinstance(name, str) for name in names):
+            yield f"{key}={files}: must be the path of a file, or a list of paths"
 
 
 def _nan_keys(section: Any, key: str = "") -> Iterator[str]:
@@ -314,10 +322,9 @@ def _resume(config: DictConfig) -> Iterator[str]:
 
 
 def _names(files: Any) -> list[str]:
-    """veRL's data.train_files or val_files as a list; a name may be null."""
-    if files is None or isinstance(files, str):
-        files = [files]
-    return [str(name) for name in files if name]
+    """veRL's data.train_files or val_files as a list; a name may be null, and no name is anything but text."""
+    listed = files if OmegaConf.is_list(files) else [files]
+    return [name for name in listed if name and isinstance(name, str)]
 
 
 def _shown(value: Any) -> str:

@@ -100,6 +100,8 @@ def test_lean_alone(examine):
         ("data.train_batch_size=16", "data", "data.train_batch_size=16, but data.train_files has 8 rows"),
         ("data.train_max_samples=2", "data", "data.train_files has 2 rows"),
         ("data.train_files=null", "data", "data.train_files=null"),
+        ("data.train_files=true", "configuration values", "data.train_files=True: must be the path of a file"),
+        ("data.val_files=[1]", "configuration values", "data.val_files=[1]: must be the path of a file"),
         ("data.val_files=[]", "data", "data.val_files=[]"),
         ("actor_rollout_ref.model.path=/nowhere/model", "model", "actor_rollout_ref.model.path=/nowhere/model"),
         ("reward.custom_reward_function.path=nowhere.py", "reward function",
