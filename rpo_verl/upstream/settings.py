@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from rpo_verl import algorithms
 from rpo_verl.config import ConfigError, out_of_range, refuse
@@ -93,7 +93,14 @@ class CheckSettings(Callback):
         """Raises SystemExit, with one message."""
         with ended_by_message():
             contract.require_supported_verl()
-            check(config)
+            try:
+                check(config)
+            except InterpolationKeyError as error:
+                if error.full_key is None:
+                    # `get` does not say whose value it was.
+                    own = [key for key in config if key != "hydra"]
+                    OmegaConf.to_container(OmegaConf.masked_copy(config, own), resolve=True)
+                raise
 
 
 @contextmanager

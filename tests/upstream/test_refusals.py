@@ -62,6 +62,8 @@ def test_the_groups_are_sound(overrides):
          ["lean.rows_per_group=2 with rpo.credit.rule=paid"]),
         (["+rpo=enabled", "lean.rows_per_group=2", "rpo.rollout.trunks=2"],
          ["lean.rows_per_group=2", "rpo.rollout.trunks=2"]),
+        (["+rpo=enabled", f"{ROLLOUT}.agent.agent_loop_manager_class=${{nowhere}}"],
+         ["'nowhere' not found", f"{ROLLOUT}.agent.agent_loop_manager_class"]),
         (["+lean=enabled", "lean.skip_zero_advantage=7"], ["lean.skip_zero_advantage=7: must be true or false"]),
         (["+rpo=enabled", "rpo.cache.keep_correct=2"], ["rpo.cache.keep_correct=2: must be true or false"]),
         (["+rpo=enabled", "rpo.credit.rule=literal", f"{CORRECTION}.bypass_mode=true"],
