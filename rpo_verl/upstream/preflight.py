@@ -254,6 +254,8 @@ def _reward(config: DictConfig) -> Iterator[str]:
         yield from _missing_in_file(f"{REWARD_MANAGER}.module.path", path, f"{REWARD_MANAGER}.name", manager.name)
     elif manager.source != "register":
         yield f"{REWARD_MANAGER}.source={manager.source}: must be register or importlib"
+    elif not isinstance(manager.name, str):
+        yield f"{REWARD_MANAGER}.name={_shown(manager.name)}: must be the name of a manager, such as naive"
     elif manager.name not in MANAGERS and not function.path and not _registers_elsewhere(config):
         yield f"{REWARD_MANAGER}.name={manager.name}: veRL knows {', '.join(sorted(MANAGERS))}"
 

@@ -111,6 +111,8 @@ def test_lean_alone(examine):
         ("reward.custom_reward_function.path=pkg://no.such.module", "reward function", "no module no.such.module"),
         ("reward.custom_reward_function.name=compute_scores", "reward function",
          "reward.custom_reward_function.name=compute_scores"),
+        ("reward.reward_manager.name=null", "reward function",
+         "reward.reward_manager.name=null: must be the name of a manager"),
         ("reward.reward_manager.source=import", "reward function", "reward.reward_manager.source=import"),
         ("trainer.resume_mode=resume", "checkpoint", "trainer.resume_mode=resume"),
         ("rpo.truncation.min_tokens=208", "configuration", "rpo.truncation.min_tokens=208"),
