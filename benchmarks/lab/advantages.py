@@ -8,7 +8,7 @@ import torch
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
 from benchmarks.lab.groups import Finished
-from rpo_verl.lean.subset import EPSILON, most_varied
+from rpo_verl.lean.subset import advantages_within
 from rpo_verl.rpo.credit import credit, response_mean_weights
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import CreditConfig
@@ -85,10 +85,9 @@ def down_sample(groups: Sequence[Finished], batch: Batch, size: int) -> None:
     """
     row = 0
     for one in groups:
-        chosen = most_varied(one.group.shaped, size)
-        own = one.group.shaped[chosen] - one.group.shaped[chosen].mean()
+        chosen, own = advantages_within(one.group.shaped, size)
         values = np.zeros(len(one.group))
-        values[chosen] = own / (own.std(ddof=1) + EPSILON)
+        values[chosen] = own
         rows = slice(row, row + len(one.group))
         batch.mask[rows] &= torch.from_numpy(np.isin(np.arange(len(one.group)), chosen))[:, None]
         batch.advantages[rows] = torch.from_numpy(values).float()[:, None] * batch.mask[rows]

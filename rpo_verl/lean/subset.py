@@ -34,6 +34,24 @@ def most_varied(values: np.ndarray, size: int) -> np.ndarray:
     return np.sort(max(splits, key=lambda split: float(np.var(values[split]))))
 
 
+def advantages_within(values: np.ndarray, size: int, by_deviation: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """The most varied members of a group, and GRPO's advantages among them.
+
+    Args:
+        values: (G,) float, as in `most_varied`.
+        size: m members, at least 2.
+        by_deviation: whether advantages are divided by the sample deviation, veRL's `norm_adv_by_std_in_grpo`.
+
+    Returns:
+        (min(G, m),) int positions, ascending, and (min(G, m),) float advantages.
+    """
+    chosen = most_varied(values, size)
+    own = values[chosen] - values[chosen].mean()
+    if by_deviation and len(own) > 1:
+        own /= own.std(ddof=1) + EPSILON
+    return chosen, own
+
+
 def train_on_subset(batch: queue.Batch, config: DictConfig, size: int) -> dict[str, float]:
     """Replace the advantages of GRPO by those within the most varied members of every group.
 
@@ -59,10 +77,7 @@ def train_on_subset(batch: queue.Batch, config: DictConfig, size: int) -> dict[s
         sessions = list(group.values())
         # A row's trained tokens all have one advantage.
         values = np.array([_value(advantages, masks, session) for session in sessions])
-        chosen = most_varied(values, size)
-        own = values[chosen] - values[chosen].mean()
-        if by_deviation and len(own) > 1:
-            own /= own.std(ddof=1) + EPSILON
+        chosen, own = advantages_within(values, size, by_deviation)
         for place, value in zip(chosen, own, strict=True):
             kept += sessions[place]
             factors[sessions[place]] = value

@@ -30,7 +30,7 @@ class SampledHead:
 
         Args:
             logits: (N, V) float, of the policy; None on a worker that does not sample.
-            hidden: (N, H) float, from which they were computed.
+            hidden: (N, H) float, input of the output layer that gave them.
 
         Returns:
             (N, V): float32 with the residual, in which vLLM samples anyway, or the logits as they are.
