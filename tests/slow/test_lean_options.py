@@ -13,7 +13,7 @@ def test_two_of_four_members_train_with_minpro(tmp_path, data_dir):
     assert [step["step"] for step in run.steps] == [1, 2]
     for step in run.steps:
         assert step["lean/subset/rows_share"] == 0.5
-        # A group whose members earned the same is skipped beside the members that are left out.
+        # The update skips unchosen members, and groups with equal rewards.
         assert 0 < step["lean/update/rows_share"] <= 0.5
         # From the second epoch on the policy is not the one that wrote the batch.
         assert step["actor/minpro_factor"] < 1

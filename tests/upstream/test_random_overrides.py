@@ -115,29 +115,40 @@ def test_the_base_runs(base):
         check(base, ["rpo.reward.alfa=1"])
 
 
+drawn_command_lines = settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None, derandomize=True,
+    suppress_health_check=list(HealthCheck), phases=[Phase.generate], report_multiple_bugs=False,
+)  # fmt: skip
+
+
+def checked(base, drawn, ended):
+    """The configuration of a command line that passes, with its overrides; None if a message names one of its keys."""
+    overrides = [f"~{key}" if sign == "~" else f"{sign}{key}={value}" for sign, key, value in drawn]
+    try:
+        config = check(base, overrides)
+    except (HydraException, OmegaConfBaseException, SystemExit) as error:
+        ended["refused"] += 1
+        text = f"{error} {error.__cause__ or ''}"
+        # Of an unknown section Hydra names the section. veRL's own check speaks for itself.
+        named = [part for _, key, _ in drawn for part in key.split(".")[-2:]] + ["veRL refuses them"]
+        assert any(part in text for part in named), (overrides, text)
+        assert "could not be checked" not in text, (overrides, text)
+        return None, overrides
+    ended["passed"] += 1
+    return config, overrides
+
+
 def test_random_overrides_run_or_are_named(base, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "")
     ended = {"refused": 0, "passed": 0}
     signs = st.sampled_from(["", "", "", "", "+", "++", "~"])
 
-    @settings(
-        max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None, derandomize=True,
-        suppress_health_check=list(HealthCheck), phases=[Phase.generate], report_multiple_bugs=False,
-    )  # fmt: skip
+    @drawn_command_lines
     @given(st.lists(st.tuples(signs, keys_of(base), st.sampled_from(VALUES)), min_size=1, max_size=2))
     def fuzz(drawn):
-        overrides = [f"~{key}" if sign == "~" else f"{sign}{key}={value}" for sign, key, value in drawn]
-        try:
-            config = check(base, overrides)
-        except (HydraException, OmegaConfBaseException, SystemExit) as error:
-            ended["refused"] += 1
-            text = f"{error} {error.__cause__ or ''}"
-            # Of an unknown section Hydra names the section. veRL's own check speaks for itself.
-            named = [part for _, key, _ in drawn for part in key.split(".")[-2:]] + ["veRL refuses them"]
-            assert any(part in text for part in named), (overrides, text)
-            assert "could not be checked" not in text, (overrides, text)
+        config, overrides = checked(base, drawn, ended)
+        if config is None:
             return
-        ended["passed"] += 1
         # What passes trains with RPO, around the estimator that the command names.
         assert {entry.name for entry in algorithms.selected(config)} == {"rpo", "lean"}, overrides
         assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == MANAGER, overrides
@@ -164,24 +175,13 @@ def test_random_overrides_of_r2po_run_or_are_named(base, monkeypatch):
     others = [f"{ROLLOUT}.temperature", f"{ROLLOUT}.logprobs_mode", f"{ROLLOUT}.n", "trainer.use_v1"]
     keys = keys_of(base, ("r2po",), (*NEEDS, *correction, *others))
 
-    @settings(
-        max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None, derandomize=True,
-        suppress_health_check=list(HealthCheck), phases=[Phase.generate], report_multiple_bugs=False,
-    )  # fmt: skip
+    @drawn_command_lines
     @given(st.lists(st.tuples(st.sampled_from(["", "", "", "+", "++", "~"]), keys, st.sampled_from(VALUES)), min_size=1,
                     max_size=2))  # fmt: skip
     def fuzz(drawn):
-        overrides = [f"~{key}" if sign == "~" else f"{sign}{key}={value}" for sign, key, value in drawn]
-        try:
-            config = check(base, overrides)
-        except (HydraException, OmegaConfBaseException, SystemExit) as error:
-            ended["refused"] += 1
-            text = f"{error} {error.__cause__ or ''}"
-            named = [part for _, key, _ in drawn for part in key.split(".")[-2:]] + ["veRL refuses them"]
-            assert any(part in text for part in named), (overrides, text)
-            assert "could not be checked" not in text, (overrides, text)
+        config, overrides = checked(base, drawn, ended)
+        if config is None:
             return
-        ended["passed"] += 1
         # What passes trains with R²PO, under settings that it works with.
         assert {entry.name for entry in algorithms.selected(config)} == {"r2po"}, overrides
         for key, (possible, _) in NEEDS.items():
