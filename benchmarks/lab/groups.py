@@ -98,11 +98,11 @@ def _trunks(
     found = {}
     for question, start in zip(questions, starts, strict=True):
         found[question] = []
-        for _ in range(start.trunks):
+        for number in range(start.trunks):
             trunk = next(written)
             dropped = dropped_tokens(len(trunk.tokens) - 1, options.truncation, start.share)
             kept = prefix_length(len(trunk.tokens) - 1, dropped, start.room)
-            found[question].append((start.branch(trunk.tokens, trunk.log_probs, kept, step), trunk))
+            found[question].append((start.branch(number, trunk.tokens, trunk.log_probs, kept, step), trunk))
     return found
 
 

@@ -41,7 +41,8 @@ class RolloutConfig:
 
     trunks: int = option(0, at_least(0))
     """On a question's first visit, generate so many whole answers, and let the rest of the group branch from their
-    heads, in equal parts. 0: the whole group is generated. Paper: 0."""
+    heads, in parts that differ by one member at most. A group has at most half as many trunks as members. 0: the whole
+    group is generated. Paper: 0."""
 
 
 @dataclass
@@ -175,12 +176,6 @@ def validate(rpo: RPOConfig, *, max_response_length: int, group_size: int) -> No
         problems.append(
             f"rpo.truncation.min_tokens={truncation.min_tokens}: must be at most rpo.truncation.max_tokens = "
             f"{truncation.max_tokens}"
-        )
-    trunks = rpo.rollout.trunks
-    if trunks and (group_size % trunks or group_size // trunks < 2):
-        problems.append(
-            f"rpo.rollout.trunks={trunks}: must divide actor_rollout_ref.rollout.n = {group_size} into parts of at "
-            "least 2"
         )
     if truncation.min_tokens >= max_response_length:
         problems.append(

@@ -87,7 +87,7 @@ class PartialRollouts:
         answer = self._cache.get(question)
         share = draw_share(self._config.truncation, self._config.seed, step, question)
         if answer is None:
-            trunks = self._config.rollout.trunks
+            trunks = min(self._config.rollout.trunks, group_size // 2)
             if not trunks:
                 return full("full", "full")
             self._plans["full"] += 1

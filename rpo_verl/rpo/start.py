@@ -75,22 +75,28 @@ class Start:
         self.arrived, self.data_source = arrived, data_source
         self.prefix_logprobs, self.trunks, self.share = prefix_logprobs, trunks, share
 
-    @property
-    def branch_size(self) -> int:
-        """Members that share a prefix."""
-        return self.group_size // max(1, self.trunks)
+    def branch_of(self, member: int) -> tuple[int, int]:
+        """The trunk that a member branches from, and its place there; the one at place 0 is the trunk itself."""
+        place, number = divmod(member, max(1, self.trunks))
+        return number, place
 
-    def branch(self, trunk: np.ndarray, logprobs: np.ndarray, kept: int, step: int) -> "Start":
+    def branch_size(self, number: int) -> int:
+        """Members of a branch, its trunk among them. Sizes differ by at most one."""
+        trunks = max(1, self.trunks)
+        return (self.group_size - number + trunks - 1) // trunks
+
+    def branch(self, number: int, trunk: np.ndarray, logprobs: np.ndarray, kept: int, step: int) -> "Start":
         """The start of the members that branch from the first `kept` tokens of a trunk.
 
         Args:
+            number: of the trunk within its group.
             trunk: (l,) int32, the whole answer.
             logprobs: (l,) float, of its tokens.
             kept: tokens of its head, at least 0.
             step: of the policy that wrote it.
         """
         return Start(
-            self.question, self.kind, self.branch_size, self.room - kept, trunk[:kept].astype(np.int32),
+            self.question, self.kind, self.branch_size(number), self.room - kept, trunk[:kept].astype(np.int32),
             len(trunk) - kept, source_step=step, data_source=self.data_source,
             prefix_logprobs=storable(logprobs[:kept]),
         )  # fmt: skip

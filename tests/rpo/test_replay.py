@@ -163,14 +163,8 @@ def test_an_answer_whose_prefix_has_no_log_probabilities_keeps_none():
 def test_a_first_visit_may_branch_from_trunks():
     rpo = rollouts(rollout=RolloutConfig(trunks=2, full_rollout_every=0), truncation=TruncationConfig(max_fraction=0.5))
     start = plan(rpo, 1, 8)
-    assert (start.kind, start.trunks, start.branch_size, start.group_size, len(start.prefix)) == (
-        "branched",
-        2,
-        4,
-        8,
-        0,
-    )
-    branch = start.branch(answer(39).tokens, np.full(39, -0.5), 30, 1)
+    assert (start.kind, start.trunks, start.group_size, len(start.prefix)) == ("branched", 2, 8, 0)
+    branch = start.branch(0, answer(39).tokens, np.full(39, -0.5), 30, 1)
     assert (branch.kind, branch.trunks, branch.group_size, branch.room) == ("branched", 0, 4, 70)
     assert (branch.prefix.tolist(), branch.dropped, branch.source_step) == (list(range(30)), 9, 1)
     assert branch.prefix_logprobs.tolist() == [-0.5] * 30
@@ -183,13 +177,24 @@ def test_a_first_visit_may_branch_from_trunks():
     assert plan(rpo, 2, 8).kind == "prefixed", "a second visit starts from the cache"
 
 
+@pytest.mark.parametrize(
+    "trunks, members, sizes",
+    [(4, 8, [2, 2, 2, 2]), (4, 16, [4, 4, 4, 4]), (4, 5, [3, 2]), (4, 7, [3, 2, 2]), (3, 8, [3, 3, 2]), (4, 2, [2])],
+)
+def test_branches_differ_by_one_member_at_most(trunks, members, sizes):
+    start = plan(rollouts(rollout=RolloutConfig(trunks=trunks)), 1, members)
+    assert [start.branch_size(number) for number in range(start.trunks)] == sizes
+    places = [start.branch_of(member) for member in range(members)]
+    assert sorted(places) == [(number, place) for number, size in enumerate(sizes) for place in range(size)]
+
+
 def branches(rpo, *of_trunks):
     """A first visit of two members a trunk; returns the counts. Members are numbered through."""
     start, members = plan(rpo, 1, 2 * len(of_trunks)), [member for both in of_trunks for member in both]
     groups = []
     for number, both in enumerate(of_trunks):
         trunk = both[0]
-        group = group_of(start.branch(trunk.tokens, np.full(len(trunk.tokens), -0.5), 10, 1), both)
+        group = group_of(start.branch(number, trunk.tokens, np.full(len(trunk.tokens), -0.5), 10, 1), both)
         keys = tuple(f"uid_{2 * number + place}_0" for place in range(len(both)))
         groups.append(replace(group, keys=keys, trunks=np.array([True, False])))
 

@@ -46,14 +46,14 @@ class PrefixAgentLoop(SingleTurnAgentLoop):
 
         if not rpo_start.trunks:
             return await continue_from(rpo_start)
-        number, place = divmod(int(kwargs["session_id"]), rpo_start.branch_size)
+        number, place = rpo_start.branch_of(int(kwargs["session_id"]))
 
         async def grow() -> tuple[AgentLoopOutput, Start]:
             trunk = await continue_from(rpo_start)
-            return trunk, self._branch(rpo_start, trunk)
+            return trunk, self._branch(rpo_start, number, trunk)
 
         write = None if place else grow
-        trunk, branch = await trunk_of(kwargs["uid"], number, rpo_start.branch_size, write)
+        trunk, branch = await trunk_of(kwargs["uid"], number, rpo_start.branch_size(number), write)
         if place:
             return await continue_from(branch)
         kept = len(branch.prefix)
@@ -61,7 +61,7 @@ class PrefixAgentLoop(SingleTurnAgentLoop):
         trunk.extra_fields[PREFIX_TOKENS] = kept
         return trunk
 
-    def _branch(self, start: Start, trunk: AgentLoopOutput) -> Start:
+    def _branch(self, start: Start, number: int, trunk: AgentLoopOutput) -> Start:
         """Where the other members of a branch begin: at the head of its trunk."""
         # The last token is an end token, or there was no room for more.
         length = len(trunk.response_ids) - 1
@@ -69,6 +69,7 @@ class PrefixAgentLoop(SingleTurnAgentLoop):
         kept = prefix_length(length, dropped, start.room)
         logprobs = trunk.response_logprobs
         return start.branch(
+            number,
             np.array(trunk.response_ids, dtype=np.int32),
             NO_LOGPROBS if logprobs is None else np.array(logprobs, dtype=np.float32),
             kept,

@@ -63,13 +63,13 @@ def read_groups(
         return queue.oldest_policy(tags[i])
 
     groups = []
-    for rows in members.values():
+    for (_, branch), rows in members.items():
         lengths = np.array([queue.response_tokens(tags[i]) for i in rows])
         prefix = extra_fields[rows[0]][PREFIX_TOKENS]
         base, right = np.array([float(rewards[i]) for i in rows]), np.array([correct(i) for i in rows])
         groups.append(
             Group(
-                start=_start_of(starts[rows[0]], prefix, int(lengths[0]), step_of(rows[0])),
+                start=_start_of(starts[rows[0]], branch, prefix, int(lengths[0]), step_of(rows[0])),
                 keys=tuple(keys[i] for i in rows),
                 prefix_tokens=np.array([extra_fields[i][PREFIX_TOKENS] for i in rows]),
                 response_tokens=lengths,
@@ -100,17 +100,17 @@ def branches_of(keys: Sequence[str], groups: Sequence[Group]) -> np.ndarray | No
 
 def _place(key: str, start: Start) -> tuple[int, int]:
     """Which branch of its group a row belongs to, and whether another member comes first there: its trunk."""
-    branch, place = divmod(queue.member_of(key), start.branch_size) if start.trunks else (0, 0)
+    branch, place = start.branch_of(queue.member_of(key)) if start.trunks else (0, 0)
     return branch, int(place > 0)
 
 
-def _start_of(start: Start, prefix_tokens: int, trunk_tokens: int, step: int) -> Start:
+def _start_of(start: Start, branch: int, prefix_tokens: int, trunk_tokens: int, step: int) -> Start:
     """The start that the members of a group share; that of a branch is the head of its trunk, by now without tokens."""
     if not start.trunks:
         return start
     room, dropped = start.room - prefix_tokens, trunk_tokens - 1 - prefix_tokens
     return Start(
-        start.question, start.kind, start.branch_size, room, dropped=dropped, source_step=step,
+        start.question, start.kind, start.branch_size(branch), room, dropped=dropped, source_step=step,
         data_source=start.data_source,
     )  # fmt: skip
 
