@@ -112,8 +112,6 @@ def test_the_authors_settings():
     assert options.stage1.clip_grad == read_options(composed(), "r2po").stage1.clip_grad
 
 
-def test_beside_rpo_without_credit():
-    both = ("+rpo=enabled", "+r2po=enabled")
-    check(composed(*both))
-    with pytest.raises(ConfigError, match=r"rpo.credit.rule=paid with algorithm.rollout_correction.rollout_is=token"):
-        check(composed(*both, **{"rpo.credit.rule": "paid"}))
+@pytest.mark.parametrize("rule", ["none", "paid"])
+def test_beside_rpo(rule):
+    check(composed("+rpo=enabled", "+r2po=enabled", **{"rpo.credit.rule": rule}))

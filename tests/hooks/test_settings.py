@@ -10,7 +10,7 @@ from omegaconf import OmegaConf, open_dict
 
 from rpo_verl.config import ConfigError
 from rpo_verl.rpo.hooks.advantage import UNSUPPORTED
-from rpo_verl.rpo.hooks.settings import WRAPPED, take_over, users_config
+from rpo_verl.rpo.hooks.settings import WRAPPED, take_over, users_config, weighs_tokens
 from rpo_verl.rpo.hooks.settings import check as check_rpo
 from rpo_verl.rpo.options import MOVED
 from rpo_verl.upstream.settings import CheckSettings, check, read_options
@@ -170,9 +170,14 @@ def test_the_users_reward_manager_is_wrapped():
 def test_rules_that_weigh_a_prefix_need_log_probabilities(rule):
     with pytest.raises(ConfigError, match=f"rpo.credit.rule={rule} with .*calculate_log_probs=False"):
         check(composed(f"rpo.credit.rule={rule}", "actor_rollout_ref.rollout.calculate_log_probs=false"))
-    with pytest.raises(ConfigError, match=f"rpo.credit.rule={rule} with algorithm.rollout_correction.rollout_is=token"):
-        check(composed(f"rpo.credit.rule={rule}", "algorithm.rollout_correction.rollout_is=token"))
-    check(composed(f"rpo.credit.rule={rule}", "algorithm.rollout_correction.bypass_mode=true"))
+    for setting in ("bypass_mode=true", "rollout_is=token", "rollout_rs=token_k1"):
+        check(composed(f"rpo.credit.rule={rule}", f"{CORRECTION}.{setting}"))
+
+
+def test_when_veRL_weighs_tokens():
+    assert not weighs_tokens(composed())
+    assert weighs_tokens(composed(f"{CORRECTION}.rollout_is=sequence"))
+    assert not weighs_tokens(composed(f"{CORRECTION}.rollout_is=token", f"{CORRECTION}.bypass_mode=true"))
 
 
 @pytest.mark.parametrize("rule", ["value", "paid"])

@@ -18,8 +18,8 @@ MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
 PREFIX, LENGTHS, ADVANTAGES = [4, 4, 0, 0], [8, 6, 5, 5], [0.7, -0.7, 0.5, -0.5]
 
 
-def credited(keys, groups, rule, mode, expected=None):
-    return write_credit(keys, "train", groups, CreditConfig(rule=rule), mode, lambda group: expected)
+def credited(keys, groups, rule, mode, expected=None, **options):
+    return write_credit(keys, "train", groups, CreditConfig(rule=rule), mode, lambda group: expected, **options)
 
 
 class Table:
@@ -213,6 +213,17 @@ def test_a_paid_prefix_is_trained_once_against_the_policy_that_wrote_it(paid):
     assert table.columns["old_log_probs"][carrier].tolist() == pytest.approx([np.log(0.5)] * 4 + [-0.1] * 2)
     assert table.columns["response_mask"][other][:4].tolist() == [0] * 4
     assert table.columns["old_log_probs"][other].tolist() == pytest.approx([-0.1] * 8)
+
+
+def test_veRLs_own_weights_leave_a_paid_prefix_alone(paid):
+    table, groups = paid
+    weights = {key: torch.where(torch.arange(n) < 4, 0.0, 1.5) for key, n in table.lengths.items()}
+    table.columns["rollout_is_weights"] = dict(weights)
+    credited(table.keys, groups, "paid", "seq-mean-token-sum", corrected=True)
+    found = table.columns["rollout_is_weights"]
+    assert found["a_1_0"].tolist() == [1.0] * 4 + [1.5] * 2
+    assert all(torch.equal(found[key], weights[key]) for key in table.keys if key != "a_1_0")
+    assert weights["a_1_0"][:4].tolist() == [0.0] * 4, "not in place"
 
 
 def test_a_prefix_without_recorded_log_probabilities_has_no_credit(paid):

@@ -31,6 +31,7 @@ def write_credit(
     options: CreditConfig,
     loss_agg_mode: str,
     expected_success: Callable[[Group], float | None],
+    corrected: bool = False,
 ) -> Credited:
     """Give every token of a batch its final advantage, and put the tokens of spans into the loss.
 
@@ -41,6 +42,8 @@ def write_credit(
         options: see `rpo_verl.rpo.credit`.
         loss_agg_mode: veRL's `actor.loss_agg_mode`.
         expected_success: V(q) of a group's question.
+        corrected: whether veRL weighs tokens by `rollout_is_weights`. Those of a prefix become 1: its ratio to the
+            policy that wrote it stands in the loss itself.
     """
     names = ("advantages", "returns", "response_mask")
     rows = {key: list(row) for key, *row in zip(keys, *queue.read(keys, partition_id, *names), strict=True)}
@@ -82,6 +85,8 @@ def write_credit(
     # veRL keeps the mask under two names.
     masks = {"response_mask": mask, "loss_mask": mask} if spans else {}
     queue.write(changed, partition_id, **columns, **masks)
+    if corrected and spans:
+        _weigh_prefixes_once(spans, partition_id)
     return result
 
 
@@ -120,6 +125,16 @@ class _Counted:
         if self._errors:
             found["rpo/credit/expected_error_mean"] = float(np.mean(self._errors))
         return found
+
+
+def _weigh_prefixes_once(spans: Mapping[str, Sequence[Span]], partition_id: str) -> None:
+    """Set veRL's weights to 1 on the tokens of spans; veRL gave those outside of its mask a weight of 0."""
+    (found,) = queue.read(list(spans), partition_id, "rollout_is_weights")
+    weights = [row.clone() for row in found]
+    for row, given in zip(weights, spans.values(), strict=True):
+        for start, stop, _ in given:
+            row[start:stop] = 1
+    queue.write(list(spans), partition_id, rollout_is_weights=weights)
 
 
 def _use_old_log_probs(carried: Mapping[str, Span], partition_id: str) -> set[str]:

@@ -94,13 +94,19 @@ def _refuse_what_needs_the_prefix(config: DictConfig, rule: str) -> None:
             "rpo.credit.rule=literal with algorithm.rollout_correction.bypass_mode=True: the old log-probabilities of "
             "the prefix would be missing. Switch one of them off."
         )
-    for key in ("rollout_is", "rollout_rs"):
+    for key in ("rollout_is", "rollout_rs") if rule == "literal" else ():
         if correction.get(key):
             raise ConfigError(
-                f"rpo.credit.rule={rule} with algorithm.rollout_correction.{key}={correction[key]}: veRL weighs and "
+                f"rpo.credit.rule=literal with algorithm.rollout_correction.{key}={correction[key]}: veRL weighs and "
                 "rejects tokens of the suffix alone, so the prefix would count in the mean and have no gradient. "
                 "Switch one of them off."
             )
+
+
+def weighs_tokens(config: DictConfig) -> bool:
+    """Whether veRL writes importance weights of tokens beside the advantages."""
+    correction = config.algorithm.get("rollout_correction") or {}
+    return bool(correction.get("rollout_is")) and not correction.get("bypass_mode", False)
 
 
 def _refuse_unknown_log_probs(config: DictConfig, rule: str) -> None:

@@ -26,7 +26,7 @@ from rpo_verl.rpo.hooks.groups import branches_of, fetch_rows, read_groups
 from rpo_verl.rpo.hooks.injection import Injection
 from rpo_verl.rpo.hooks.metrics import Discarded, batch_metrics, composition_metrics
 from rpo_verl.rpo.hooks.reward import failures_in_worker
-from rpo_verl.rpo.hooks.settings import WRAPPED, take_over, users_config
+from rpo_verl.rpo.hooks.settings import WRAPPED, take_over, users_config, weighs_tokens
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
 from rpo_verl.rpo.scale import RewardScale
 from rpo_verl.rpo.watch import CollapseWatch, PrefixWatch
@@ -182,8 +182,9 @@ class PartialRolloutTrainer:
         started = time.perf_counter()
         loss_agg_mode = self.config.actor_rollout_ref.actor.loss_agg_mode
         credited = write_credit(
-            batch.keys, batch.partition_id, groups, self._options.credit, loss_agg_mode, self._rollouts.expected_success
-        )
+            batch.keys, batch.partition_id, groups, self._options.credit, loss_agg_mode,
+            self._rollouts.expected_success, corrected=weighs_tokens(self.config),
+        )  # fmt: skip
         metrics.update(credited.metrics)
         metrics["timing_s/rpo_credit"] = time.perf_counter() - started
 
