@@ -12,7 +12,7 @@ from test_async_trainers import MODES
 
 from rpo_verl.rpo import store
 
-STEPS, QUESTIONS, GROUP_SIZE = 4, 4, 4
+STEPS, QUESTIONS = 4, 4
 CREDIT = ("rpo.credit.rule=paid", "rpo.rollout.trunks=2")
 SETTINGS = {
     "grpo, two devices, dynamic batches": [
@@ -21,6 +21,11 @@ SETTINGS = {
         "lean.share_prefix=true",
         "actor_rollout_ref.actor.use_dynamic_bsz=true",
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=400",
+    ],
+    "grpo, importance weights, rejections": [
+        "algorithm.rollout_correction.rollout_is=token",
+        "algorithm.rollout_correction.rollout_rs=token_k1",
+        "algorithm.rollout_correction.rollout_rs_threshold=0.9_1.1",
     ],
     "value, rloo, KL, several updates": [
         "rpo.credit.rule=value",
@@ -87,8 +92,8 @@ def test_one_member_of_a_branch_carries_its_credit(run, request):
         groups = defaultdict(list)
         for row in rows(run, step["step"]):
             uid, member, *_ = row["uid"].split("_")
-            size = GROUP_SIZE // 2 if row["rpo_kind"] == "branched" else GROUP_SIZE
-            groups[uid, int(member) // size].append(row)
+            branch = int(member) % 2 if row["rpo_kind"] == "branched" else 0
+            groups[uid, branch].append(row)
         for members in groups.values():
             advantages = [row["rpo_prefix_advantage"] for row in members if row["rpo_prefix_advantage"] is not None]
             assert len(advantages) <= 1
