@@ -94,6 +94,7 @@ REUSE = _on_policies(
         "trunks4-paid-skip": ("trunks", *_SHORT, _TRUNKS, _PAID, "--skip-solved", "0.9"),
         "drafts": ("grpo", "--arm", "drafts"),
         "drafts-lenient": ("grpo", "--arm", "drafts", "--lenience", "1.65"),
+        "trunks4-paid-shaped": ("trunks", *_SHORT, _TRUNKS, _PAID, "rpo.reward.shaping=true"),
         "trunks4-paid-L0.25": ("trunks", *_SHORT, _TRUNKS, _PAID, "rpo.truncation.max_fraction=0.25"),
     }
 )
