@@ -76,7 +76,8 @@ def score(config, tokenizer, answer=PREFIX + SUFFIX, **kwargs):
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False)
+    # Each remote manager takes a CPU per worker until Python collects it, which may be after the last of them.
+    ray.init(num_cpus=16, include_dashboard=False)
     yield
     ray.shutdown()
 
