@@ -92,9 +92,13 @@ class Suite:
         return replace(self, steps=steps, test_freq=max(1, round(self.test_freq * steps / self.steps)))
 
 
-def rpo(*overrides: str, cache: Cache | None = None, **knobs: str) -> Arm:
+#: Prefixes without credit, and first visits without trunks.
+NO_CREDIT = ("rpo.credit.rule=none", "rpo.rollout.trunks=0")
+
+
+def rpo(*overrides: str, cache: Cache | None = None, family: str = "rpo", **knobs: str) -> Arm:
     """GRPO with RPO, its defaults but for `overrides`."""
-    return Arm(("+rpo=enabled", *overrides), knobs, cache, family="rpo")
+    return Arm(("+rpo=enabled", *overrides), knobs, cache, family=family)
 
 
 def cuts(
@@ -106,8 +110,9 @@ def cuts(
     cache: Cache | None = None,
     **knobs: str,
 ) -> Arm:
-    """GRPO with RPO and fixed cuts and full steps, so that the arm outlives the defaults; `overrides` win."""
+    """GRPO with RPO, fixed cuts and full steps and no credit, so that the arm outlives the defaults; `overrides` win."""
     return rpo(
+        *NO_CREDIT,
         f"rpo.truncation.max_fraction={fraction}",
         f"rpo.truncation.distribution={distribution}",
         f"rpo.truncation.draw_per={draw_per}",
@@ -139,7 +144,7 @@ DAPO_OVERRIDES = (
 
 def with_dapo(arm: Arm) -> Arm:
     """The same with DAPO in place of GRPO."""
-    family = {"grpo": "dapo", "rpo": "dapo-rpo"}[arm.family]
+    family = "dapo" if arm.family == "grpo" else f"dapo-{arm.family}"
     return replace(arm, overrides=(*DAPO_OVERRIDES, *arm.overrides), family=family)
 
 
@@ -151,14 +156,20 @@ def epochs(number: int) -> Arm:
 #: Imitation of the right ones among full rollouts; benchmarks/raft.py registers the estimator.
 RAFT = Arm((*GRPO.overrides, "algorithm.adv_estimator=raft"), family="raft")
 
-#: GRPO and DAPO with the lean layer, as veRL has them, and with RPO's defaults.
+#: RPO with the defaults that it had without credit: the least loss of accuracy that shared prefixes allow then.
+UNCREDITED = rpo(
+    *NO_CREDIT, "rpo.truncation.max_fraction=1", "rpo.rollout.full_rollout_every=4", family="rpo-uncredited"
+)  # fmt: skip
+#: GRPO and DAPO with the lean layer, as veRL has them, with RPO's defaults and with RPO without credit.
 MAIN = {
     "grpo": GRPO,
     "grpo-plain": GRPO_PLAIN,
     "rpo": rpo(),
+    "rpo-uncredited": UNCREDITED,
     "dapo": with_dapo(GRPO),
     "dapo-plain": with_dapo(GRPO_PLAIN),
     "dapo-rpo": with_dapo(rpo()),
+    "dapo-rpo-uncredited": with_dapo(UNCREDITED),
 }
 #: Ways to need fewer tokens, or to learn more from them, that cost nothing to try.
 COMPETITORS = {
@@ -169,36 +180,28 @@ COMPETITORS = {
     "raft": RAFT,
     "raft-rpo-tokens": replace(RAFT, share_of_steps=RPO_TOKENS),
 }
-#: What a reused prefix is credited with, and first visits of four trunks; cuts in the last tenth, no full steps.
-_TRUNKS = rpo(
-    "rpo.truncation.max_fraction=0.1", NEVER_FULL, "rpo.reward.shaping=false", "rpo.rollout.trunks=4"
-)  # fmt: skip
-REUSE = {
-    f"trunks4-{rule}": replace(_TRUNKS, overrides=(*_TRUNKS.overrides, f"rpo.credit.rule={rule}"), family=family)
-    for rule, family in (("paid", "trunks"), ("value", "trunks-value"), ("none", "trunks-none"))
-}
-#: The demo's arms by algorithm; the first two are those it trains by default. Its cuts near the end save most, and this
-#: task allows them, because all its solutions are equally long. Under DAPO most groups with an advantage are full
-#: rollouts there, so more steps are full.
+#: The defaults with another credit for what is reused.
+REUSE = {f"rpo-{rule}": rpo(f"rpo.credit.rule={rule}", family=f"rpo-{rule}") for rule in ("value", "none")}
+#: The demo's arms by algorithm; the first two are those it trains by default.
 DEMO = {
     "grpo": {
         "grpo": GRPO,
-        "L0.1": tenth(),
         "rpo": MAIN["rpo"],
+        "rpo-uncredited": UNCREDITED,
         "grpo-plain": GRPO_PLAIN,
         # The paper's loss covers the prefix, whose old log-probabilities only the trainer can compute.
         "paper": Arm(("+rpo=paper", "algorithm.rollout_correction.bypass_mode=false"), family="rpo"),
     },
     "dapo": {
         "dapo": MAIN["dapo"],
-        "dapo-L0.1": with_dapo(cuts(0.1, full_every=5)),
         "dapo-rpo": MAIN["dapo-rpo"],
+        "dapo-rpo-uncredited": MAIN["dapo-rpo-uncredited"],
         "dapo-plain": MAIN["dapo-plain"],
     },
 }
 # The baselines of most comparisons, and the arm that ablations change. The checkpoint of the first one answers for
 # `trained_answers`.
-BASELINES = {"grpo": GRPO, "grpo-plain": GRPO_PLAIN, "L0.1": DEMO["grpo"]["L0.1"]}
+BASELINES = {"grpo": GRPO, "grpo-plain": GRPO_PLAIN, "L0.1": tenth()}
 
 
 def on(policy: Callable[[Path], Path], arms: Mapping[str, Arm]) -> dict[str, Arm]:
@@ -287,7 +290,7 @@ CUTS = {
     "L1-step": cuts(1.0, draw_per="step"),
     "dapo": MAIN["dapo"],
     "dapo-plain": MAIN["dapo-plain"],
-    "dapo-L0.1": DEMO["dapo"]["dapo-L0.1"],
+    "dapo-L0.1": with_dapo(cuts(0.1, full_every=5)),
 }
 
 # With seeds, on the policy whose answers differ in length: what keeps them whole.

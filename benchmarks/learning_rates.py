@@ -19,9 +19,11 @@ LR_SUITE = "docs/results/lab-lr.json"
 SWEPT = {
     ("biased", "grpo"): LearningRate("3e-4", LR_SUITE),
     ("biased", "dapo"): LearningRate("6e-4", LR_SUITE),
-    ("biased", "rpo"): LearningRate("3e-4", LR_SUITE),
     ("biased", "raft"): LearningRate("6e-4", LR_SUITE),
-    ("biased", "trunks"): LearningRate("6e-4", LR_SUITE),
+    ("biased", "rpo"): LearningRate("6e-4", LR_SUITE),
+    ("biased", "rpo-value"): LearningRate("3e-4", LR_SUITE),
+    ("biased", "rpo-none"): LearningRate("3e-4", LR_SUITE),
+    ("biased", "rpo-uncredited"): LearningRate("3e-4", LR_SUITE),
 }
 
 

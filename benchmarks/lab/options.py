@@ -166,12 +166,12 @@ def check(args: argparse.Namespace) -> None:
     if (method.reuse or method.imitate or method.verified) and (args.temperature != 1 or args.rows_per_group):
         raise ConfigError(f"--arm={args.arm} with --temperature or --rows-per-group: try them with grpo, dapo or r2po")
     rpo = read_rpo(args.rpo if method.reuse else [], args.max_response_length, max(2, args.group_size))
-    if rpo.rollout.trunks and METHODS[args.arm].filtered:
+    if rpo.rollout.trunks and method.reuse and method.filtered:
         raise ConfigError(
             f"rpo.rollout.trunks={rpo.rollout.trunks} with --arm={args.arm}: the fast lane's filter would take each "
-            "branch for a question. Use --arm=rpo, or make bench"
+            "branch for a question. Use rpo.rollout.trunks=0, --arm=rpo, or make bench"
         )
-    if args.group_size < 2 and not METHODS[args.arm].imitate:
+    if args.group_size < 2 and not method.imitate:
         raise ConfigError(f"--group-size={args.group_size}: must be at least 2, or all group-relative advantages are 0")
 
 

@@ -10,7 +10,7 @@ Suite = Mapping[str, tuple[str, ...]]
 #: What a sweep tries; where the best one is the first or the last, the sweep goes on beyond it.
 LEARNING_RATES = ("1.5e-4", "3e-4", "6e-4", "1.2e-3")
 #: Tokens of RPO with its defaults, as a share of GRPO's.
-RPO_TOKENS = 0.69
+RPO_TOKENS = 0.18
 #: Tokens of GRPO in 48 steps of 64 responses.
 GRPO_TOKENS = 344_000
 
@@ -23,20 +23,25 @@ class Named:
     seeds: tuple[int, ...]
 
 
-#: RPO without shaping and full steps, cut in the last tenth: what the arms of `REUSE` have in common.
+#: Cuts in the last tenth, no full steps and no shaping, spelt out so that arms outlive the defaults.
 _SHORT = (
     "--arm", "rpo", "rpo.truncation.max_fraction=0.1", "rpo.rollout.full_rollout_every=0", "rpo.reward.shaping=false",
 )  # fmt: skip
 _PAID, _TRUNKS = "rpo.credit.rule=paid", "rpo.rollout.trunks=4"
+#: RPO with the defaults that it had without credit.
+_UNCREDITED = (
+    "--arm", "rpo", "rpo.truncation.max_fraction=1", "rpo.rollout.full_rollout_every=4", "rpo.credit.rule=none",
+    "rpo.rollout.trunks=0",
+)  # fmt: skip
 #: Family → an arm of it.
 FAMILIES = {
     "grpo": ("--arm", "grpo"),
     "dapo": ("--arm", "dapo"),
-    "rpo": ("--arm", "rpo"),
     "raft": ("--arm", "raft"),
-    "trunks": (*_SHORT, _TRUNKS, _PAID),
-    "trunks-value": (*_SHORT, _TRUNKS, "rpo.credit.rule=value"),
-    "trunks-none": (*_SHORT, _TRUNKS),
+    "rpo": (*_SHORT, _TRUNKS, _PAID),
+    "rpo-value": (*_SHORT, _TRUNKS, "rpo.credit.rule=value"),
+    "rpo-none": (*_SHORT, _TRUNKS, "rpo.credit.rule=none"),
+    "rpo-uncredited": _UNCREDITED,
 }
 #: The policies that runs begin with.
 POLICIES = ("biased", "tiny", "biased-more", "talkative")
@@ -71,7 +76,7 @@ COMPETITORS = _on_policies(
         "raft": ("raft", "--arm", "raft"),
         "raft-rpo-tokens": ("raft", "--arm", "raft", "--max-tokens", str(round(RPO_TOKENS * GRPO_TOKENS))),
         "first-epoch": ("raft", "--arm", "first-epoch"),
-        "rpo": ("rpo", "--arm", "rpo"),
+        "rpo": ("rpo", *FAMILIES["rpo"]),
         "dapo": ("dapo", "--arm", "dapo"),
     }
 )
@@ -81,21 +86,21 @@ _WEIGHTS = ("--prefix-weights", "1")
 REUSE = _on_policies(
     {
         "grpo": ("grpo", "--arm", "grpo"),
-        "trunks4-paid": ("trunks", *_SHORT, _TRUNKS, _PAID),
+        "rpo": ("rpo", *FAMILIES["rpo"]),
         "raft": ("raft", "--arm", "raft"),
-        "trunks4-value": ("trunks-value", *FAMILIES["trunks-value"]),
-        "trunks4-paid-weights1": ("trunks", *_SHORT, _TRUNKS, _PAID, *_WEIGHTS),
-        "trunks4-none": ("trunks-none", *FAMILIES["trunks-none"]),
-        "rpo": ("rpo", "--arm", "rpo"),
-        "full-paid": ("trunks", *_SHORT, _PAID),
-        "trunks1-paid": ("trunks", *_SHORT, "rpo.rollout.trunks=1", _PAID),
-        "trunks4-paid-uniform": ("trunks", *_SHORT, _TRUNKS, _PAID, "rpo.cache.greedy_prob=0"),
+        "rpo-uncredited": ("rpo-uncredited", *_UNCREDITED),
+        "rpo-value": ("rpo-value", *FAMILIES["rpo-value"]),
+        "rpo-none": ("rpo-none", *FAMILIES["rpo-none"]),
+        "rpo-trunks0": ("rpo", *_SHORT, "rpo.rollout.trunks=0", _PAID),
+        "rpo-trunks1": ("rpo", *_SHORT, "rpo.rollout.trunks=1", _PAID),
+        "rpo-weights1": ("rpo", *_SHORT, _TRUNKS, _PAID, *_WEIGHTS),
+        "rpo-uniform": ("rpo", *_SHORT, _TRUNKS, _PAID, "rpo.cache.greedy_prob=0"),
+        "rpo-shaped": ("rpo", *_SHORT, _TRUNKS, _PAID, "rpo.reward.shaping=true"),
+        "rpo-L0.25": ("rpo", *_SHORT, _TRUNKS, _PAID, "rpo.truncation.max_fraction=0.25"),
         "grpo-skip": ("grpo", "--arm", "grpo", "--skip-solved", "0.9"),
-        "trunks4-paid-skip": ("trunks", *_SHORT, _TRUNKS, _PAID, "--skip-solved", "0.9"),
+        "rpo-skip": ("rpo", *_SHORT, _TRUNKS, _PAID, "--skip-solved", "0.9"),
         "drafts": ("grpo", "--arm", "drafts"),
         "drafts-lenient": ("grpo", "--arm", "drafts", "--lenience", "1.65"),
-        "trunks4-paid-shaped": ("trunks", *_SHORT, _TRUNKS, _PAID, "rpo.reward.shaping=true"),
-        "trunks4-paid-L0.25": ("trunks", *_SHORT, _TRUNKS, _PAID, "rpo.truncation.max_fraction=0.25"),
     }
 )
 

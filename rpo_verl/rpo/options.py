@@ -10,10 +10,10 @@ from rpo_verl.rpo.cache import ENTRY_BYTES
 class TruncationConfig:
     """Where a cached answer of `l` tokens is cut: drop `m` trailing tokens, drawn from {min_tokens, …, L}."""
 
-    max_fraction: float | None = option(1.0, Range("in (0, 1]", lambda value: 0 < value <= 1))
-    """`L` as a fraction of `l`, rounded up; used where `max_tokens` is null. Smaller values save more tokens and train
-    the end of answers only. Paper: 0.5; 1.0 is the only value that kept up with GRPO on two policies
-    (docs/benchmarks.md)."""
+    max_fraction: float | None = option(0.1, Range("in (0, 1]", lambda value: 0 < value <= 1))
+    """`L` as a fraction of `l`, rounded up; used where `max_tokens` is null. Smaller values generate fewer tokens. Paper:
+    0.5. With `rpo.credit.rule=none` the head of an answer is trained where it is generated alone, and only 1.0 kept up
+    with GRPO on two policies (docs/benchmarks.md)."""
 
     max_tokens: int | None = option(None, at_least(1))
     """`L` in tokens; takes precedence over `max_fraction`. Paper: 300, 500, 800."""
@@ -35,14 +35,16 @@ class TruncationConfig:
 class RolloutConfig:
     """Which groups start from a prefix."""
 
-    full_rollout_every: float = option(4, Range("0 or at least 1", lambda value: value == 0 or value >= 1))
-    """Make every n-th training step full, which trains and refreshes the heads of answers. 2.5 means two steps of five;
-    0 switches it off. Paper: 0; 4 gained 5 points over 10 on answers of unequal length (docs/benchmarks.md)."""
+    full_rollout_every: float = option(0, Range("0 or at least 1", lambda value: value == 0 or value >= 1))
+    """Make every n-th training step full, which refreshes the heads of answers, and trains them where
+    `rpo.credit.rule=none` does not. 2.5 means two steps of five; 0 switches it off. Paper: 0; without credit 4 gained
+    5 points over 10 on answers of unequal length (docs/benchmarks.md)."""
 
-    trunks: int = option(0, at_least(0))
+    trunks: int = option(4, at_least(0))
     """On a question's first visit, generate so many whole answers, and let the rest of the group branch from their
     heads, in parts that differ by one member at most. A group has at most half as many trunks as members. 0: the whole
-    group is generated. Paper: 0."""
+    group is generated. Paper: 0; one trunk ends anywhere, because a question whose trunk is wrong teaches little
+    (docs/lab.md)."""
 
 
 @dataclass
@@ -105,7 +107,7 @@ class CacheConfig:
 class CreditConfig:
     """Which tokens of a response are trained, and with which advantage."""
 
-    rule: str = option("none", one_of("none", "literal", "value", "paid"))
+    rule: str = option("paid", one_of("none", "literal", "value", "paid"))
     """`none` trains the suffix alone. `literal` gives the prefix the advantage of its suffix, as the paper's formula
     does. `paid` gives a shared prefix the share of correct responses behind it. `value` gives it the same, less the
     question's expected success, divided by the deviation of that. Paper: literal; it took 1.6 times as long and ended

@@ -86,7 +86,7 @@ def groups_of(rollouts, step, *continuations, questions=1, group_size=2, shaping
 def cached(**truncation):
     """RPO after one full group, whose first member was right: 9, 3, 4, 2 and an end token."""
     truncation = TruncationConfig(**{"max_tokens": 2, "min_tokens": 2} | truncation)
-    config = RPOConfig(truncation=truncation, rollout=RolloutConfig(full_rollout_every=0))
+    config = RPOConfig(truncation=truncation, rollout=RolloutConfig(full_rollout_every=0, trunks=0))
     rollouts = PartialRollouts(config, 10, IDENTITY, {END})
     observe(rollouts, groups_of(rollouts, 1, [9, 3, 4, 2, END], [8, END]), 1)
     return rollouts
@@ -524,6 +524,7 @@ def test_every_arm_trains(arm, tmp_path):
     # Short questions are answered right, so that a filter would look for long for a group with a signal.
     harder = ("--problem-steps", "7", "--max-response-length", "80") if "dapo" in arm or arm == "r2po" else ()
     harder += ("--batch", "1") if "dapo" in arm else ("--group-size", "4") if arm == "r2po" else ()
+    harder += ("rpo.rollout.trunks=0",) if arm == "dapo-rpo" else ()
     record = trained(tmp_path, "--arm", arm, *harder)
     assert [point["step"] for point in record["curve"]] == [0, 2, 3]
     assert [step["step"] for step in record["steps"]] == [1, 2, 3]

@@ -225,7 +225,7 @@ def test_learning_rates_are_the_best_of_their_sweep():
 def test_verdicts_of_the_fast_lane():
     """Of docs/lab.md and README: every seed, a fifth of the tokens, a third of the time, an eighth of the way."""
     runs = blocks.result("lab-reuse")["runs"]["biased"]
-    grpo, trunks, raft = (runs[arm] for arm in ("grpo", "trunks4-paid", "raft"))
+    grpo, trunks, raft = (runs[arm] for arm in ("grpo", "rpo", "raft"))
     assert len(grpo) == len(trunks) == len(raft) == 5
 
     def end(run):
@@ -246,6 +246,6 @@ def test_verdicts_of_the_fast_lane():
 
 
 def test_raft_at_the_tokens_of_rpo_has_them():
-    found = blocks.result("lab-lr")["runs"]["biased"]
-    spent = [fmean(run["generated_tokens"] for run in found[f"{arm}-lr3e-4"].values()) for arm in ("rpo", "grpo")]
+    found = blocks.result("lab-reuse")["runs"]["biased"]
+    spent = [fmean(run["generated_tokens"] for run in found[arm].values()) for arm in ("rpo", "grpo")]
     assert round(spent[0] / spent[1], 2) == arms.RPO_TOKENS
