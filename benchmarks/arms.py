@@ -110,7 +110,7 @@ def cuts(
     cache: Cache | None = None,
     **knobs: str,
 ) -> Arm:
-    """GRPO with RPO, fixed cuts and full steps and no credit, so that the arm outlives the defaults; `overrides` win."""
+    """GRPO with RPO, fixed cuts and full steps, no credit: so the arm outlives the defaults. `overrides` win."""
     return rpo(
         *NO_CREDIT,
         f"rpo.truncation.max_fraction={fraction}",

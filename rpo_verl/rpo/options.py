@@ -11,9 +11,9 @@ class TruncationConfig:
     """Where a cached answer of `l` tokens is cut: drop `m` trailing tokens, drawn from {min_tokens, …, L}."""
 
     max_fraction: float | None = option(0.1, Range("in (0, 1]", lambda value: 0 < value <= 1))
-    """`L` as a fraction of `l`, rounded up; used where `max_tokens` is null. Smaller values generate fewer tokens. Paper:
-    0.5. With `rpo.credit.rule=none` the head of an answer is trained where it is generated alone, and only 1.0 kept up
-    with GRPO on two policies (docs/benchmarks.md)."""
+    """`L` as a fraction of `l`, rounded up; used where `max_tokens` is null. Smaller values generate fewer tokens.
+    Paper: 0.5. With `rpo.credit.rule=none` the head of an answer is trained where it is generated alone, and only 1.0
+    kept up with GRPO on two policies (docs/benchmarks.md)."""
 
     max_tokens: int | None = option(None, at_least(1))
     """`L` in tokens; takes precedence over `max_fraction`. Paper: 300, 500, 800."""
