@@ -289,10 +289,10 @@ def settings_of(suite: Suite) -> dict[str, int]:
     } | ({"exact_questions": EXACT_QUESTIONS} if suite.exact else {})  # fmt: skip
 
 
-def write_results(name: str, suite: Suite, out: Path, earlier: Mapping[str, Any]) -> None:
-    """Write results.json, results.md and, where arms are few, curves.png of all finished runs."""
+def collect(name: str, suite: Suite, out: Path, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of all finished runs of a suite, in `out` and in `earlier`."""
     runs = finished(suite, out, earlier)
-    results = {
+    return {
         "suite": name,
         "machine": machine(),
         "settings": settings_of(suite),
@@ -300,6 +300,11 @@ def write_results(name: str, suite: Suite, out: Path, earlier: Mapping[str, Any]
         "arms": {arm: describe(suite.arms[arm]) for arm in runs},
         "runs": runs,
     }
+
+
+def write_results(name: str, suite: Suite, out: Path, earlier: Mapping[str, Any]) -> None:
+    """Write results.json, results.md and, where arms are few, curves.png of all finished runs."""
+    results = collect(name, suite, out, earlier)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (out / "results.md").write_text(page(results))
     if not suite.questions:

@@ -78,14 +78,14 @@ def pretrained_size() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "tiny-reasoner-size": lambda: pretrained_size() + "\n",
     "tiny-reasoner": lambda: markdown(pretrained_rows()),
-    "demo": lambda: markdown(summary.rows(result("demo"), summary.HEADLINES)),
-    "demo-dapo": lambda: markdown(summary.rows(result("demo-dapo"), summary.HEADLINES)),
+    "demo": lambda: markdown(summary.rows(result("demo"))),
     "pass-at-k": lambda: markdown(pass_at_k_rows(result("pass-at-k"))),
-    "bench": lambda: markdown(results.accuracy_rows(result("bench-main"))),
-    "bench-headlines": lambda: markdown(results.headline_rows(result("bench-main"))),
-    "bench-time": lambda: markdown(results.time_rows(result("bench-main"))),
-    "bench-waiting": lambda: results.waiting(result("bench-main")) + "\n",
-    "bench-source": lambda: results.provenance(result("bench-main")) + "\n",
+    "biased-headlines": lambda: markdown(summary.rows(result("bench-biased"))),
+    "biased": lambda: markdown(results.difference_rows(result("bench-biased"))),
+    "biased-overturned": lambda: "".join(f"- {text}\n" for text in results.overturning(result("bench-biased"))),
+    "biased-ends": lambda: markdown(results.end_rows(result("bench-biased"))),
+    "biased-time": lambda: markdown(results.time_rows(result("bench-biased"))),
+    "biased-source": lambda: results.provenance(result("bench-biased")) + "\n",
     "cuts": lambda: markdown(results.accuracy_rows(result("bench-cuts"))),
     "cuts-source": lambda: results.provenance(result("bench-cuts")) + "\n",
     "talkative-cuts": lambda: markdown(results.accuracy_rows(result("bench-talkative"))),
@@ -129,8 +129,9 @@ def main() -> None:
         if filled(page) != page:
             path.write_text(filled(page))
             print(f"written: {path.relative_to(ROOT)}")
-    for suite, plot in (("main", "bench"), ("cuts", "cuts"), ("talkative", "talkative")):
+    for suite, plot in (("biased", "biased"), ("cuts", "cuts"), ("talkative", "talkative")):
         results.plot_curves(result(f"bench-{suite}"), ROOT / "docs" / f"{plot}.png")
+    results.plot_curves(result("demo"), ROOT / "docs" / "demo.png", summary.AXES)
     compare.plot(result("pass-at-k")["evaluations"], ROOT / "docs" / "pass_at_k.png")
 
 

@@ -11,11 +11,13 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.arms import tenth
+from benchmarks.bench import curve
+from benchmarks.results import plot_curves
 from benchmarks.steps import Step
 from benchmarks.stores import PROBLEM_STEPS, write_store
-from benchmarks.summary import plot
 from benchmarks.tables import show
 from benchmarks.tiny import write_questions
 from benchmarks.training import train
@@ -47,7 +49,7 @@ ARMS = {
 }
 
 
-def summarize(steps: list[Step]) -> dict[str, object]:
+def summarize(steps: list[Step]) -> dict[str, Any]:
     """Accuracy by step, and what the run cost."""
     trained = [step for step in steps if step.number > 0]
     return {
@@ -104,7 +106,8 @@ def main() -> None:
         # After every arm, so that an interruption loses none.
         summary = {arm: summarize(steps) for arm, steps in runs.items()}
         (args.out / "contamination.json").write_text(json.dumps(summary, indent=2) + "\n")
-    plot(runs, args.out / "contamination.png")
+    curves = {arm: {str(args.seed): {"curve": curve(steps, summary[arm]["accuracy"])}} for arm, steps in runs.items()}
+    plot_curves({"runs": curves}, args.out / "contamination.png")
     show("training from poisoned caches", rows(summary))
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.pass_at_k [--steps N] [--samples N] [--questions N] [hydra overrides …]
 
-Training is that of demo.py, with its arms `grpo` and `L0.1`. The three checkpoints answer the same held-out questions,
+The arms are `grpo` and `L0.1` of arms.py. The three checkpoints answer the same held-out questions,
 by full rollouts, through `rpo-verl eval`. Called again with the same settings it goes on where it was interrupted. The
 figures are in runs/pass-at-k: compare.json, compare.md and pass_at_k.png, and all samples below it.
 """
@@ -11,7 +11,7 @@ import argparse
 import os
 from pathlib import Path
 
-from benchmarks.arms import DEMO
+from benchmarks.arms import BASELINES
 from benchmarks.tiny import CHECKPOINT, TINY, write_questions
 from benchmarks.training import SAVE, claim, rpo_verl, train
 
@@ -52,7 +52,7 @@ def main() -> None:
     for arm in ARMS:
         checkpoints[arm] = args.out / arm / "checkpoints" / f"global_step_{args.steps}"
         if not (checkpoints[arm] / "actor" / "huggingface" / "model.safetensors").exists():
-            known = DEMO["grpo"][arm]
+            known = BASELINES[arm]
             train(arm, args.out / arm, [*known.overrides, *SAVE, *overrides], **length, **known.all_knobs)
     for label, model in checkpoints.items():
         print(f"[{label}] {args.samples} answers to each of {args.questions} questions", flush=True)

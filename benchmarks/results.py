@@ -173,51 +173,6 @@ def end_rows(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-#: Each algorithm: with the lean layer, as veRL has it, and with RPO.
-ALGORITHMS = (("grpo", "grpo-plain", "rpo"), ("dapo", "dapo-plain", "dapo-rpo"))
-
-
-def algorithms(results: Mapping[str, Any]) -> list[list[str]]:
-    """The arms of each algorithm that have results, the baseline first; without a baseline an algorithm has none.
-
-    The baseline is veRL as it comes where results are older than the lean layer.
-    """
-    found = [[arm for arm in arms if arm in results["runs"]] for arms in ALGORITHMS]
-    return [arms for arms in found if len(arms) > 1 and arms[0] in ("grpo", "grpo-plain", "dapo", "dapo-plain")]
-
-
-def headline_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """Table of GRPO and DAPO with and without RPO, head first: means over seeds, in brackets shares of the baseline.
-
-    The difference in accuracy is taken seed by seed, on the same questions: mean, least and largest.
-    """
-    runs, arms_of = results["runs"], algorithms(results)
-    rows = [["means over seeds", *(arm for arms in arms_of for arm in arms)]]
-    shown: dict[str, tuple[Callable[[Record], float], str, bool]] = {
-        "accuracy, second half": (late_accuracy, "{:.3f}", False),
-        "pass@1 after": (lambda run: run["pass_at_k"]["1"], "{:.3f}", False),
-        "pass@8 after": (lambda run: run["pass_at_k"]["8"], "{:.3f}", False),
-        "generated tokens": (lambda run: run["generated_tokens"], "{:,.0f}", True),
-        "… per sample": (lambda run: run["generated_tokens_per_sample"], "{:.1f}", True),
-        "training time, s": (lambda run: run["train_s"], "{:.0f}", True),
-    }
-    for name, (of, form, with_share) in shown.items():
-        row = [name]
-        for arms in arms_of:
-            baseline, *others = (fmean(map(of, runs[arm].values())) for arm in arms)
-            shares = [f" ({value / baseline:.0%})" if with_share else "" for value in others]
-            row += [form.format(baseline), *(form.format(v) + share for v, share in zip(others, shares, strict=True))]
-        rows.append(row)
-    gains = ["accuracy, second half, against the baseline, points"]
-    for baseline, *others in arms_of:
-        gains.append("")
-        for arm in others:
-            shared = [seed for seed in runs[arm] if seed in runs[baseline]]
-            points = [100 * (late_accuracy(runs[arm][seed]) - late_accuracy(runs[baseline][seed])) for seed in shared]
-            gains.append(spread(points, "{:+.1f}"))
-    return [*rows, gains]
-
-
 def question_rows(results: Mapping[str, Any], question: str) -> list[list[str]]:
     """Table of the arms that answer a question, one per row, head first; tokens and time are shares of the first."""
     runs = results["runs"]
@@ -291,21 +246,6 @@ def time_rows(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def waiting(results: Mapping[str, Any]) -> str:
-    """One sentence per algorithm: how long finished rollouts wait for the trainer in a step."""
-
-    def means(arm: str) -> tuple[float, float]:
-        parts = [run["parts_s"] for run in results["runs"][arm].values()]
-        return fmean(part["waiting"] for part in parts), fmean(sum(part.values()) for part in parts)
-
-    sentences = []
-    for baseline, *others in algorithms(results):
-        waits, step = means(baseline)
-        text = f"Of a step's {step:.1f} s, {baseline} waits {waits:.2f} s so"
-        sentences.append("; ".join([text, *("{} waits {:.2f} of {:.1f} s".format(arm, *means(arm)) for arm in others)]))
-    return " ".join(f"{sentence}." for sentence in sentences)
-
-
 def is_exact(results: Mapping[str, Any]) -> bool:
     """Whether the accuracies were computed and not sampled."""
     return "exact_questions" in results.get("settings", {})
@@ -359,16 +299,30 @@ def page(results: Mapping[str, Any]) -> str:
     return "\n".join([*tables, provenance(results)]) + "\n"
 
 
-def plot_curves(results: Mapping[str, Any], path: Path) -> None:
-    """Draw validation accuracy over steps, training time and generated tokens: means over seeds, every seed faintly."""
+#: Axis → its label, and the unit that it divides by.
+AXES = {
+    "step": ("training steps", 1),
+    "seconds": ("training time, minutes", 60),
+    "tokens": ("generated tokens, thousands", 1000),
+}
+
+
+def plot_curves(results: Mapping[str, Any], path: Path, over: Sequence[str] = tuple(AXES)) -> None:
+    """Draw the accuracy of full rollouts: means over seeds, every seed faintly.
+
+    Args:
+        results: of a suite.
+        path: of the image.
+        over: what accuracy is drawn against, some of `AXES`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    axes_of = {"step": ("training steps", 1), "seconds": ("training time, minutes", 60),
-               "tokens": ("generated tokens, thousands", 1000)}  # fmt: skip
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.2), sharey=True, layout="constrained")
+    axes_of = {name: AXES[name] for name in over}
+    width = 5 * len(axes_of)
+    figure, axes = pyplot.subplots(1, len(axes_of), figsize=(width, 4.2), sharey=True, layout="constrained")
     for number, (arm, by_seed) in enumerate(results["runs"].items()):
         curves = [run["curve"] for run in by_seed.values()]
         # The start is missing where the arm that validates it for all is not there yet.

@@ -116,8 +116,8 @@ def step_of(number: int, data: Metrics, group_size: int) -> Step:
     samples = round(response_tokens / response)
     # The report's count of generated tokens takes the number of groups in a batch from the settings.
     batch = Run("", Path(), {}, {"data.train_batch_size": samples / group_size})
-    full, prefixed, refreshed = (
-        int(data.get(f"rpo/groups/{kind}_total", 0)) for kind in ("full", "prefixed", "refreshed")
+    full, prefixed, refreshed, branched = (
+        int(data.get(f"rpo/groups/{kind}_total", 0)) for kind in ("full", "prefixed", "refreshed", "branched")
     )
     filtered, surplus = (round(data.get(name, 0)) for name in charts.DISCARDED)
     return Step(
@@ -129,7 +129,7 @@ def step_of(number: int, data: Metrics, group_size: int) -> Step:
         rollout_s=seconds(data, charts.PARTS["rollout"]),
         step_s=step_seconds(data),
         reward=data["critic/score/mean"],
-        groups=full + prefixed + refreshed,
+        groups=full + prefixed + refreshed + branched,
         hit_groups=prefixed + refreshed,
         prefixed_groups=prefixed,
         filtered_groups=filtered,

@@ -25,10 +25,11 @@ SMALL = {
     "TEST_FREQ": "-1",
 }
 
-#: RPO where a few steps have to show it: no full steps in between, suffixes of up to half an answer, no validation.
+#: RPO with full first visits and the loss on suffixes alone, as in the paper's algorithm. Credit has tests of its own.
+WITHOUT_CREDIT = ("+rpo=enabled", "rpo.credit.rule=none", "rpo.rollout.trunks=0")
+#: The same where a few steps have to show it: suffixes of up to half an answer, no validation.
 FROM_PREFIXES = (
-    "+rpo=enabled",
-    "rpo.rollout.full_rollout_every=0",
+    *WITHOUT_CREDIT,
     "rpo.truncation.max_fraction=0.5",
     "trainer.val_before_train=false",
 )

@@ -18,7 +18,7 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import arms, bench, contamination, exact, overhead, policies, steps, stores, waiting
+from benchmarks import arms, bench, contamination, exact, overhead, policies, steps, stores, summary, waiting
 from benchmarks import results as results_of
 from benchmarks.learning_rates import learning_rate
 from benchmarks.steps import Step
@@ -160,24 +160,24 @@ def test_tables(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
-def test_with_and_without_rpo_side_by_side():
+def test_the_demo_side_by_side():
+    def measured(accuracies, tokens, seconds, pass_at_32):
+        exact_end = {"pass_at_k": {"32": pass_at_32}}
+        return run(*accuracies, tokens=tokens, seconds=seconds) | {"exact": exact_end, "step_s": 2.0}
+
     runs = {
-        "grpo": {"1": run(0.5, 0.8), "2": run(0.5, 0.7)},
-        "rpo": {"1": run(0.5, 0.75, seconds=50.0, tokens=100), "2": run(0.5, 0.8, seconds=50.0, tokens=300)},
-        "L1": {"1": run(0.5, 0.9)},
+        "grpo": {"1": measured((0.5, 0.8), 1000, 100.0, 0.9), "2": measured((0.5, 0.7), 1000, 100.0, 0.8)},
+        "rpo": {"1": measured((0.5, 0.8), 200, 50.0, 0.9), "2": measured((0.5, 0.9), 300, 50.0, 1.0)},
+        "L1": {"1": measured((0.5, 0.6), 500, 60.0, 0.7), "2": measured((0.5, 0.9), 500, 60.0, 0.7)},
     }
-    rows = results_of.headline_rows({"runs": runs})
-    assert rows[0] == ["means over seeds", "grpo", "rpo"]  # no DAPO there
-    assert rows[1:3] == [["accuracy, second half", "0.750", "0.775"], ["pass@1 after", "0.750", "0.775"]]
-    assert rows[4] == ["generated tokens", "1,000", "200 (20%)"]
-    assert rows[6] == ["training time, s", "100", "50 (50%)"]
-    assert rows[7] == ["accuracy, second half, against the baseline, points", "", "+2.5 [-5.0, +10.0]"]
-
-
-def test_waiting():
-    runs = {"grpo": {"1": run(0.8)}, "rpo": {"1": run(0.8, waiting=0.1)}, "dapo": {"1": run(0.8)}}
-    said = "Of a step's 2.5 s, grpo waits 0.50 s so; rpo waits 0.10 of 2.1 s."
-    assert results_of.waiting({"runs": runs}) == said
+    found = {row[0]: row[1:] for row in summary.rows({"runs": runs})}
+    assert found[""] == ["grpo", "rpo", "L1"]
+    assert found["accuracy before"] == ["0.500"] * 3 and found["accuracy after"] == ["0.750", "0.850", "0.750"]
+    assert found["… against grpo, points"][:2] == ["", "+10.0 [-117.1, +137.1]"]
+    assert found["pass@32 after"] == ["0.850", "0.950", "0.700"]
+    assert found["generated tokens"] == ["1,000", "250 (25%)", "500 (50%)"]
+    assert found["… until grpo's accuracy"] == ["1,000", "175 (18%)", "in 1 of 2 seeds"]
+    assert found["training time, s"] == ["100", "50 (50%)", "60 (60%)"]
 
 
 def test_parts_of_a_step(tmp_path):
@@ -528,21 +528,6 @@ def test_arms_of_removed_options_are_marked():
     results = {"arms": {"adaptive": {"overrides": ["+rpo=enabled", "rpo.truncation.adaptive=true"]}, "L1": {}}}
     assert results_of.label(results, "adaptive") == "adaptive (option removed since)"
     assert results_of.label(results, "L1") == "L1"
-
-
-def test_baselines_are_lean():
-    runs = {
-        name: {"1": run(0.5, 0.8, tokens=tokens)}
-        for name, tokens in (("grpo", 1000), ("grpo-plain", 1000), ("rpo", 500))
-    }
-    runs["dapo-rpo"] = {"1": run(0.5, 0.8)}  # whose baseline has not run
-    rows = results_of.headline_rows({"runs": runs})
-    assert rows[0] == ["means over seeds", "grpo", "grpo-plain", "rpo"]
-    assert rows[4] == ["generated tokens", "1,000", "1,000 (100%)", "500 (50%)"]
-    assert rows[7] == ["accuracy, second half, against the baseline, points", "", "+0.0", "+0.0"]
-    # Results from before the lean layer have no other baseline.
-    del runs["grpo"]
-    assert results_of.headline_rows({"runs": runs})[0] == ["means over seeds", "grpo-plain", "rpo"]
 
 
 def test_generated_tokens_of_a_step():

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import run_recipe
+from conftest import WITHOUT_CREDIT, run_recipe
 
 STEPS = 4
 GROUPS, GROUP_SIZE = 4, 4
@@ -20,8 +20,7 @@ def run(tmp_path_factory, data_dir):
     overlong = f"{{enable: true, len: {MAX_LENGTH - EXPECTED_LENGTH}, penalty_factor: 1.0, log: true}}"
     run = run_recipe(
         folder,
-        "+rpo=enabled",
-        "rpo.rollout.full_rollout_every=0",
+        *WITHOUT_CREDIT,
         f"rpo.reward.filter_at_most={LIMIT / GROUPS}",
         "rpo.truncation.max_fraction=0.5",
         "actor_rollout_ref.actor.clip_ratio_high=0.28",

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import TINY, run_recipe
+from conftest import TINY, WITHOUT_CREDIT, run_recipe
 
 from rpo_verl.rpo import store
 
@@ -43,8 +43,7 @@ def run(tmp_path_factory, data_dir):
         f"data.custom_cls.path={HERE / 'parts_dataset.py'}",
         "data.custom_cls.name=PartsDataset",
         f"actor_rollout_ref.rollout.agent.agent_loop_config_path={folder / 'loops.yaml'}",
-        "+rpo=enabled",
-        "rpo.rollout.full_rollout_every=0",
+        *WITHOUT_CREDIT,
         "rpo.truncation.max_fraction=0.5",
         "data.shuffle=false",
         "trainer.val_before_train=false",

@@ -3,13 +3,14 @@
 import shutil
 
 import pytest
-from conftest import run_recipe
+from conftest import WITHOUT_CREDIT, run_recipe
 
 from rpo_verl.rpo import store
 
 #: Always the most probable token, so that a run can be repeated; the entropy bonus moves the weights.
 SETTINGS = (
-    "+rpo=enabled",
+    *WITHOUT_CREDIT,
+    "rpo.truncation.max_fraction=1",
     "rpo.rollout.full_rollout_every=5",
     "rpo.cache.max_failures=2",
     "actor_rollout_ref.rollout.top_k=1",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_recipe
 
-from benchmarks import steps, summary
+from benchmarks import steps
 
 STEPS = 6
 EPOCH = 2  # steps until every one of the 8 questions has been met
@@ -55,8 +55,9 @@ def test_all_steps_ran_and_updated_the_weights(run):
 
 def test_kinds_of_groups(run):
     kinds = [
-        tuple(step[f"rpo/groups/{kind}_total"] for kind in ("full", "prefixed", "refreshed")) for step in run.steps
+        tuple(step[f"rpo/groups/{kind}_total"] for kind in ("branched", "prefixed", "refreshed")) for step in run.steps
     ]
+    assert all(step["rpo/groups/full_total"] == 0 for step in run.steps)
     assert kinds[:EPOCH] == [(4, 0, 0)] * EPOCH
     assert kinds[4] == (0, 0, 4)  # step 5: full_rollout_every
     assert kinds[2] == kinds[3] == kinds[5] == (0, 4, 0)
@@ -69,17 +70,31 @@ def test_kinds_of_groups(run):
 
 def test_rows_without_signal_are_left_out_of_the_update(run):
     for step in run.steps:
-        # 16 rows in micro-batches of 8; a group of 4 with signal stays whole.
-        with_signal = 1 - step["rpo/groups/no_signal_share_after_shaping"]
-        assert step["lean/update/rows_share"] == (1.0 if with_signal > 0.5 else 0.5)
+        # One member of a group or branch carries the credit of its prefix; 16 rows go in micro-batches of 8.
+        trained = [r for r in dumped(run, step["step"]) if r["rpo_advantage"] or r["rpo_prefix_advantage"]]
+        assert step["lean/update/rows_share"] == (1.0 if len(trained) > 8 else 0.5)
     assert any(step["lean/update/rows_share"] == 0.5 for step in run.steps)
+
+
+def test_every_right_prefix_is_trained_once(run):
+    seen = 0
+    for step in run.steps:
+        for members in branches(dumped(run, step["step"])).values():
+            credit = [r["rpo_prefix_advantage"] for r in members if r["rpo_prefix_advantage"] is not None]
+            right = any(r["rpo_correct"] for r in members) and members[0]["rpo_prefix_tokens"] > 0
+            assert len(credit) == right and all(advantage > 0 for advantage in credit)
+            seen += len(credit)
+    assert seen == sum(step["rpo/credit/groups_total"] for step in run.steps) > 0
+    assert all(step["rpo/credit/unknown_total"] == 0 for step in run.steps)
 
 
 def test_tokens_are_accounted_for(run):
     for step in run.steps:
         responses = 16 * step["response_length/mean"]
         assert step["rpo/tokens/generated_total"] + step["rpo/tokens/reused_total"] == pytest.approx(responses)
-    assert all(step["rpo/tokens/reused_total"] == 0 for step in (*run.steps[:EPOCH], run.steps[4]))
+    assert run.steps[4]["rpo/tokens/reused_total"] == 0
+    # Two of four members branch.
+    assert all(0 < step["rpo/tokens/saved_share"] < 0.5 for step in run.steps[:EPOCH])
     assert all(step["rpo/tokens/saved_share"] > 0.5 for step in (run.steps[2], run.steps[3], run.steps[5]))
 
 
@@ -96,23 +111,31 @@ def dumped(run, step):
     return [json.loads(line) for line in lines]
 
 
+def branches(records):
+    """(question, trunk) → the members that share a prefix; two trunks write the heads of a first visit."""
+    found = defaultdict(list)
+    for record in records:
+        _, member, _ = record["uid"].split("_")
+        found[record["input"], int(member) % 2 if record["rpo_kind"] == "branched" else 0].append(record)
+    return found
+
+
 def test_the_response_is_prefix_then_suffix(run):
     """The model's tokenizer has one token per character, so texts show the ids."""
     earlier, checked = defaultdict(list), 0
     for step in range(1, STEPS + 1):
-        groups = defaultdict(list)
-        for record in dumped(run, step):
-            groups[record["input"]].append(record)
-        for question, records in groups.items():
+        groups = branches(dumped(run, step))
+        for (question, _), records in groups.items():
             heads = {record["output"][: record["rpo_prefix_tokens"]] for record in records}
-            assert len(heads) == 1, "the members of a group share one prefix"
+            assert len(heads) == 1, "the members of a group or branch share one prefix"
             (head,) = heads
             if records[0]["rpo_kind"] == "prefixed":
                 assert head
                 assert any(response.startswith(head) for response in earlier[question])
                 checked += 1
             else:
-                assert not head
+                assert bool(head) == (records[0]["rpo_kind"] == "branched")
+        for (question, _), records in groups.items():
             earlier[question] += [record["output"] for record in records]
     assert checked >= 8
 
@@ -176,18 +199,16 @@ def test_dumped_rollouts_show_prefix_and_rewards(run):
         for record in records:
             assert record["output"].startswith(record["rpo_prefix_text"])
             assert len(record["rpo_prefix_text"]) == record["rpo_prefix_tokens"]  # a token is a character here
-            assert (record["rpo_kind"] == "prefixed") == (record["rpo_prefix_tokens"] > 0)
+            assert (record["rpo_kind"] in ("prefixed", "branched")) == (record["rpo_prefix_tokens"] > 0)
             assert record["rpo_base_reward"] == record["score"]
             assert record["rpo_shaped_reward"] <= record["score"]
             if record["rpo_prefix_tokens"]:
                 assert record["rpo_age"] == step["step"] - record["rpo_source_step"] > 0
+                assert (record["rpo_age"] == 1) >= (record["rpo_kind"] == "branched"), "by the policy of this step"
                 assert record["rpo_dropped"] >= 1
         mean = sum(record["rpo_shaped_reward"] for record in records) / 16
         assert step["rpo/reward/shaped_mean"] == pytest.approx(mean)
-        groups = defaultdict(list)
-        for record in records:
-            groups[record["uid"].split("_")[0]].append(record)
-        for group in groups.values():
+        for group in branches(records).values():
             shaped = np.array([record["rpo_shaped_reward"] for record in group])
             expected = (shaped - shaped.mean()) / (shaped.std(ddof=1) + 1e-6)
             assert [record["rpo_advantage"] for record in group] == pytest.approx(expected, abs=1e-3)
@@ -195,18 +216,12 @@ def test_dumped_rollouts_show_prefix_and_rewards(run):
     assert not any("rpo_kind" in json.loads(line) for line in path.read_text().splitlines())
 
 
-def test_the_demos_summary_reads_this_run(run):
+def test_the_benches_read_this_run(run):
     read = steps.read_steps(run.folder / "metrics.jsonl", group_size=4)
-    found = summary.summarize(read, seed=1)
-    trained = run.steps
-    assert found["steps"] == STEPS
-    assert found["generated_tokens_total"] == sum(step["rpo/tokens/generated_total"] for step in trained)
-    assert found["generated_tokens_per_sample"] == found["generated_tokens_total"] / (STEPS * 16)
-    assert found["cache_hit_rate"] == pytest.approx(4 / 6)
-    on_hit = [step for step in trained if step["rpo/groups/prefixed_total"] == 4]
-    generated = sum(step["rpo/tokens/generated_total"] for step in on_hit)
-    assert found["generated_tokens_per_sample_on_hit"] == pytest.approx(generated / (16 * len(on_hit)))
-    assert found["rollout_s_per_step_on_hit"] > 0
-    summary.plot({"rpo": read}, run.folder / "plot.png")
-    summary.table({"rpo": found})
-    assert (run.folder / "plot.png").stat().st_size > 10_000
+    trained = [step for step in read if step.number > 0]
+    assert len(trained) == STEPS
+    assert [step.generated_tokens for step in trained] == [s["rpo/tokens/generated_total"] for s in run.steps]
+    assert all((step.samples, step.groups) == (16, 4) for step in trained)
+    assert sum(step.hit_groups for step in trained) == pytest.approx(4 / 6 * sum(step.groups for step in trained))
+    for step, found in zip(trained, run.steps, strict=True):
+        assert step.prefixed_groups == found["rpo/groups/prefixed_total"]

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, run_recipe
+from conftest import TINY, WITHOUT_CREDIT, run_recipe
 
 from rpo_verl.rpo import store
 
@@ -85,13 +85,13 @@ def run(request, tmp_path_factory, data_dir, built):
     # with the paper's it computes every row by itself, so that the loss's count of tokens can be exact.
     # The paper begins with an answer to every question.
     from_store = ("lean.skip_zero_advantage=false", f"rpo.cache.path={built / 'store'}")
-    own = SHARED if request.param == "enabled" else from_store
+    own = (*WITHOUT_CREDIT, "rpo.truncation.max_fraction=1", *SHARED)
+    if request.param == "paper":
+        own = ("+rpo=paper", *from_store)
     folder = tmp_path_factory.mktemp("two")
     run = run_recipe(
         folder,
-        f"+rpo={request.param}",
         *own,
-        "rpo.rollout.full_rollout_every=0",
         "trainer.n_gpus_per_node=2",
         "actor_rollout_ref.rollout.agent.num_workers=2",
         "data.shuffle=false",

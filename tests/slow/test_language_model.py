@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, run_recipe
+from conftest import ROOT, WITHOUT_CREDIT, run_recipe
 
 from rpo_verl.rpo import store
 
@@ -35,8 +35,8 @@ BEGIN, END = 1, 2
 SMILES = "😀😀"
 #: Every step behind prefixes of the imported answers. One group in two may be all wrong: answers stay.
 OVERRIDES = (
-    "+rpo=enabled",
-    "rpo.rollout.full_rollout_every=0",
+    *WITHOUT_CREDIT,
+    "rpo.truncation.max_fraction=1",
     "rpo.truncation.draw_per=question",
     "rpo.cache.max_failures=null",
     "trainer.val_before_train=false",

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from conftest import run_recipe
+from conftest import WITHOUT_CREDIT, run_recipe
 from ray.cluster_utils import Cluster
 
 from rpo_verl.rpo import store
@@ -52,7 +52,7 @@ def cluster(monkeypatch):
 
 
 def train(folder, data_dir, *overrides, steps=STEPS, rpo=True):
-    with_rpo = ("+rpo=enabled", "rpo.rollout.full_rollout_every=0") if rpo else ()
+    with_rpo = (*WITHOUT_CREDIT, "rpo.truncation.max_fraction=1") if rpo else ()
     return run_recipe(
         folder,
         *with_rpo,
