@@ -13,7 +13,7 @@ VERL ?= 0.9.1
 
 .PHONY: demo demo-dapo pass-at-k policies bench bench-lm lab test test-slow test-recipes docs docs-serve results bench-cache bench-data-path bench-shared-prefix bench-overhead crash-test soak contract setup lint lock pretrain clean
 
-demo: setup  ## GRPO against GRPO+RPO with cuts near the end, on the tiny reasoner: table, plot and runs/demo/summary.json
+demo: setup  ## GRPO against GRPO with RPO on the biased policy, a quarter of an hour: table, plot and runs/demo/results.json
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
 demo-dapo: setup  ## the same for DAPO against DAPO+RPO, in runs/demo-dapo

@@ -149,9 +149,11 @@ class PartialRolloutTrainer:
             if self._rollouts.keeps_logprobs and (unknown := self._rollouts.without_logprobs()):
                 logger.warning(
                     "RPO: %d cached answers have no log-probabilities of actor_rollout_ref.rollout.temperature=%g. "
-                    "Their prefixes earn no credit until a response that this run wrote as a whole replaces them.",
+                    "Their prefixes earn no credit until a response that this run wrote as a whole replaces them. Such "
+                    "responses come in full steps: rpo.rollout.full_rollout_every=%g (0: never; try 4).",
                     unknown,
                     self.config.actor_rollout_ref.rollout.temperature,
+                    self._options.rollout.full_rollout_every,
                 )
             if self.global_steps > 0:
                 for source, best in manifest.best_rewards.items():
