@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.results import difference_rows, final_accuracy, origin, overturning, spread
+from benchmarks.results import difference, difference_rows, final_accuracy, in_points, origin, overturning, spread
+from benchmarks.statistics import paired
 from rpo_verl.config import ConfigError
 from rpo_verl.tools.evaluation.results import markdown
 from rpo_verl.tools.files import write_text
@@ -90,24 +91,79 @@ def cost_rows(found: Mapping[str, Any], policy: str) -> list[list[str]]:
     runs = found["runs"][policy]
     first = next(iter(runs.values())).values()
     tokens = fmean(run["generated_tokens"] for run in first)
-    seconds = fmean(sum(run["parts_s"].values()) for run in first)
+    whole = fmean(map(seconds, first))
     columns: dict[str, tuple[Callable[[Mapping[str, Any]], float | None], str]] = {
         "tokens": (lambda run: run["generated_tokens"] / tokens, "{:.0%}"),
-        "time": (lambda run: sum(run["parts_s"].values()) / seconds, "{:.0%}"),
+        "time": (lambda run: seconds(run) / whole, "{:.0%}"),
         **{f"{name}, s": (lambda run, name=name: run["parts_s"][name], "{:.1f}") for name in PARTS.values()},
         "rows in the update": (lambda run: run["trained_rows"], "{:.1f}"),
         "greedy": (lambda run: run.get("greedy"), "{:.3f}"),
         "pass@8": (lambda run: run.get("pass_at_k", {}).get("8"), "{:.3f}"),
-        "pass@32": (lambda run: run.get("pass_at_k", {}).get("32"), "{:.3f}"),
-        "entropy": (lambda run: run.get("entropy"), "{:.4f}"),
+        "pass@32": (_pass_at_32, "{:.3f}"),
+        "entropy": (_entropy, "{:.4f}"),
     }
     rows = [["arm", *columns]]
     for arm, by_seed in runs.items():
-        cells = []
-        for of, form in columns.values():
-            known = [value for run in by_seed.values() if (value := of(run)) is not None]
-            cells.append(form.format(fmean(known)) if known else "–")
-        rows.append([arm, *cells])
+        rows.append([arm, *(_mean(list(by_seed.values()), *column) for column in columns.values())])
+    return rows
+
+
+def policy_rows(found: Mapping[str, Any], arms: Sequence[str]) -> list[list[str]]:
+    """Table of some arms on every policy, against the first arm there, head first: means over seeds.
+
+    Tokens and seconds of the processor are shares of the first arm's on the same seeds.
+    """
+    rows = [["policy", "arm", "seeds", "at the end", "against grpo, points", "tokens", "time", "pass@32", "entropy"]]
+    for policy, runs in found["runs"].items():
+        baseline = next(iter(runs))
+        for arm in (baseline, *(arm for arm in arms if arm in runs)):
+            shared = [(runs[arm][seed], first) for seed, first in runs[baseline].items() if seed in runs[arm]]
+            own, first = zip(*shared, strict=True)
+            points = differences_in_points({"runs": runs}, arm) if arm != baseline else ""
+            shares = [f"{fmean(map(of, own)) / fmean(map(of, first)):.0%}" for of in (_tokens, seconds)]
+            left = [_mean(own, of, form) for of, form in ((_pass_at_32, "{:.3f}"), (_entropy, "{:.4f}"))]
+            end = f"{fmean(map(final_accuracy, own)):.3f}"
+            rows.append([policy, arm, str(len(own)), end, points, *shares, *left])
+    return rows
+
+
+def differences_in_points(results: Mapping[str, Any], arm: str) -> str:
+    """How far an arm ends from the first one, with its interval."""
+    return difference(paired(in_points(results, lambda _, run: final_accuracy(run), arm)))
+
+
+def _tokens(run: Mapping[str, Any]) -> float:
+    return run["generated_tokens"]
+
+
+def _pass_at_32(run: Mapping[str, Any]) -> float | None:
+    return run.get("pass_at_k", {}).get("32")
+
+
+def _entropy(run: Mapping[str, Any]) -> float | None:
+    return run.get("entropy")
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], of: Callable[[Mapping[str, Any]], float | None], form: str) -> str:
+    """The mean over the runs that have the value, or a dash."""
+    known = [value for run in runs if (value := of(run)) is not None]
+    return form.format(fmean(known)) if known else "–"
+
+
+def seconds(run: Mapping[str, Any]) -> float:
+    """Seconds of the processor that a run took, without evaluations."""
+    return sum(run["parts_s"].values())
+
+
+def sweeps(found: Mapping[str, Any]) -> list[list[str]]:
+    """The tables of `sweep_rows` of all policies as one."""
+    tables = {policy: sweep_rows(found, policy) for policy in found["runs"]}
+    rates = sorted({lr for (_, *head), *_ in tables.values() for lr in head}, key=float)
+    rows = [["policy", "family", *rates]]
+    for policy, ((_, *head), *families) in tables.items():
+        for family, *cells in families:
+            known = dict(zip(head, cells, strict=True))
+            rows.append([policy, family, *(known.get(lr, "–") for lr in rates)])
     return rows
 
 

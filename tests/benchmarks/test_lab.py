@@ -736,6 +736,31 @@ def test_costs_are_shares_of_the_first_arm(monkeypatch):
     assert "`python -m benchmarks.lab --suite reuse`" in text and "commit abc123." in text
 
 
+def test_arms_on_every_policy(monkeypatch):
+    found = published(grpo=(0.5, 0.6), rpo=(0.6, 0.7), other=(0.1, 0.1))
+    found["runs"]["tiny"] = {"grpo": found["runs"]["biased"]["grpo"], "rpo": {"2": found["runs"]["biased"]["rpo"]["2"]}}
+    del found["runs"]["tiny"]["rpo"]["2"]["pass_at_k"]
+    head, *rows = publish.policy_rows(found, ("rpo", "raft"))
+    assert [row[:3] for row in rows] == [
+        ["biased", "grpo", "2"], ["biased", "rpo", "2"], ["tiny", "grpo", "2"], ["tiny", "rpo", "1"]
+    ]  # fmt: skip
+    assert dict(zip(head, rows[1], strict=True)) == {
+        "policy": "biased", "arm": "rpo", "seeds": "2", "at the end": "0.650", "tokens": "90%", "time": "90%",
+        "against grpo, points": "+10.0 [+10.0, +10.0]", "pass@32": "0.950", "entropy": "0.0100",
+    }  # fmt: skip
+    assert rows[3][4:8] == ["+10.0", "90%", "90%", "–"]
+
+
+def test_sweeps_of_all_policies_are_one_table():
+    found = published(grpo__lr3e__4=(0.5,), grpo__lr6e__4=(0.7,))
+    found["runs"]["tiny"] = {"rpo-lr1.5e-4": found["runs"]["biased"]["grpo-lr3e-4"]}
+    assert publish.sweeps(found) == [
+        ["policy", "family", "1.5e-4", "3e-4", "6e-4"],
+        ["biased", "grpo", "–", "0.500", "0.700"],
+        ["tiny", "rpo", "0.500", "–", "–"],
+    ]
+
+
 def test_a_sweep_is_a_table_of_families_and_learning_rates():
     found = published(grpo__lr3e__4=(0.5, 0.6), rpo__lr3e__4=(0.25,), grpo__lr6e__4=(0.7, 0.7))
     found["runs"]["biased"]["rpo-lr3e-4"]["1"]["broke_down"] = {"step": 3, "why": "a test"}
