@@ -79,6 +79,22 @@ def test_one_answer_per_question_without_the_end_token(built):
         assert answer.reward == float(answer.correct)
 
 
+def test_a_built_answer_has_the_log_probabilities_of_its_tokens(built):
+    """So that credit can weigh its prefixes from the first visit on."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    cache, manifest = store.load(built / "store")
+    assert manifest.temperature == 1.0
+    model = AutoModelForCausalLM.from_pretrained(TINY / "checkpoint")
+    for _, answer in cache.items():
+        ids = torch.tensor([*answer.question, *answer.tokens])[None]
+        with torch.no_grad():
+            predicted = model(ids).logits[0, len(answer.question) - 1 : -1].float().log_softmax(-1)
+        own = predicted[torch.arange(len(answer.tokens)), torch.from_numpy(answer.tokens).long()]
+        assert answer.logprobs.tolist() == pytest.approx(own.tolist(), abs=0.01)
+
+
 @pytest.fixture(scope="module", params=["paper", "enabled"])
 def run(request, tmp_path_factory, data_dir, built):
     # With our settings the trainer computes prefixes once a group, in micro-batches of so many tokens, and skips rows;

@@ -165,7 +165,7 @@ engine = start_vllm(model, max_model_len=128, dtype="float32", gpus=1, gpu_memor
                     trust_remote_code=False, seed=0, enforce_eager=True, disable_log_stats=False, **options)
 prompts = [[1 + (n * m) % 9 for m in range(20 + n % 7)] for n in range(40)]
 own = [SamplingParams(temperature=1.0, seed=n, max_tokens=80, ignore_eos=True) for n in range(len(prompts))]
-answers = {number: tokens for number, tokens, _ in stream_answers(engine, prompts, own)}
+answers = {answer.position: answer.tokens for answer in stream_answers(engine, prompts, own)}
 counts = {metric.name: metric.value for metric in engine.get_metrics() if metric.name == "vllm:num_preemptions"}
 print("ANSWERS " + json.dumps([[answers[n] for n in range(len(prompts))], counts["vllm:num_preemptions"]]))
 """

@@ -78,7 +78,7 @@ def generate_with_vllm(
             f"vLLM does not start for questions of up to {longest} tokens and --max-response-length="
             f"{sampling.max_response_length}: {error}"
         ) from error
-    for position, ids, truncated in stream_answers(llm, prompts, parameters):
+    for position, ids, truncated, _ in stream_answers(llm, prompts, parameters):
         text = tokenizer.decode(ids, skip_special_tokens=True)
         yield requests[position], Answer(text, len(ids), truncated)
 

@@ -1,6 +1,7 @@
 """A store with one answer per question, generated with vLLM in batches that survive an interruption."""
 
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from tqdm import tqdm
 
 from rpo_verl.rpo import store
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
+from rpo_verl.rpo.start import NO_LOGPROBS, storable
 from rpo_verl.tools.files import repeat_options
-from rpo_verl.tools.offline.engine import Sampling, start_vllm, stream_answers
+from rpo_verl.tools.offline.engine import Answered, Sampling, start_vllm, stream_answers
 from rpo_verl.tools.offline.scoring import Score
 from rpo_verl.upstream.questions import Questions, read_end_ids
 
@@ -45,6 +47,7 @@ def build_store(
     Raises:
         CommandError: if the interrupted build had other options.
     """
+    temperature = sampling.temperature if sampling.whole else None
     partial = out.with_name(f"{out.name}.partial")
     repeat_options(partial, {"model": model, **asdict(sampling), **engine})
     cache = ExperienceCache()
@@ -59,25 +62,37 @@ def build_store(
             missing.setdefault(key, (ids, row))
     if missing:
         longest = questions.max_prompt_length + sampling.max_response_length
-        llm = start_vllm(model, max_model_len=longest, **engine)
+        # Log-probabilities of the sampling temperature, as a training reports them.
+        llm = start_vllm(model, max_model_len=longest, logprobs_mode="processed_logprobs", **engine)
         end_ids = read_end_ids(model, engine["trust_remote_code"], tokenizer)
         todo = list(missing.items())
         with tqdm(desc="answers", total=len(cache) + len(todo), initial=len(cache)) as bar:
             for start in range(0, len(todo), batch_size):
                 batch = todo[start : start + batch_size]
-                answers: dict[int, list[int]] = {}
+                answers: dict[int, Answered] = {}
                 prompts = [ids for _, (ids, _) in batch]
-                for position, tokens, _ in stream_answers(llm, prompts, [sampling.parameters()] * len(batch)):
-                    answers[position] = tokens[:-1] if tokens and tokens[-1] in end_ids else tokens
+                parameters = sampling.parameters(logprobs=sampling.whole)
+                for answered in stream_answers(llm, prompts, [parameters] * len(batch)):
+                    answers[answered.position] = answered
                     bar.update()
                 part = ExperienceCache()
                 for position, (key, (ids, row)) in enumerate(batch):
-                    verdict = score(tokenizer.decode(answers[position], skip_special_tokens=True), row)
-                    question, tokens = (np.array(values, dtype=np.int32) for values in (ids, answers[position]))
-                    answer = CachedAnswer(tokens, verdict.correct, verdict.score, 0, question)
+                    tokens, logprobs = _without_end(answers[position], end_ids)
+                    verdict = score(tokenizer.decode(tokens, skip_special_tokens=True), row)
+                    answer = CachedAnswer(
+                        np.array(tokens, dtype=np.int32), verdict.correct, verdict.score, step=0,
+                        question=np.array(ids, dtype=np.int32), logprobs=logprobs,
+                    )  # fmt: skip
                     part.put(key, answer)
                     cache.put(key, answer)
-                store.save(part, partial / f"part-{len(cache):09d}", questions.identity, step=0)
-    store.save(cache, out, questions.identity, step=0)
+                store.save(part, partial / f"part-{len(cache):09d}", questions.identity, 0, temperature=temperature)
+    store.save(cache, out, questions.identity, 0, temperature=temperature)
     shutil.rmtree(partial)
     return cache
+
+
+def _without_end(answered: Answered, end_ids: Collection[int]) -> tuple[list[int], np.ndarray]:
+    """Token ids without a final end token, and what the store keeps of their log-probabilities."""
+    tokens = answered.tokens
+    kept = len(tokens) - bool(tokens and tokens[-1] in end_ids)
+    return tokens[:kept], NO_LOGPROBS if answered.logprobs is None else storable(answered.logprobs[:kept])

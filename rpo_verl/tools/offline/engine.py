@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -14,8 +16,18 @@ class Sampling:
     top_k: int
     max_response_length: int
 
-    def parameters(self, seed: int | None = None) -> Any:
-        """The `vllm.SamplingParams` of one request. Without a seed it draws from the engine's."""
+    @property
+    def whole(self) -> bool:
+        """Whether answers are drawn from the whole distribution, so that their log-probabilities can weigh them."""
+        return self.temperature > 0 and self.top_p == 1 and self.top_k in (-1, 0)
+
+    def parameters(self, seed: int | None = None, logprobs: bool = False) -> Any:
+        """The `vllm.SamplingParams` of one request.
+
+        Args:
+            seed: None: it draws from the engine's.
+            logprobs: whether to report those of the sampled tokens.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -25,6 +37,7 @@ class Sampling:
             top_k=self.top_k,
             max_tokens=self.max_response_length,
             seed=seed,
+            logprobs=0 if logprobs else None,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -37,18 +50,27 @@ def start_vllm(model: str, *, gpus: int, **options: Any) -> Any:
     return LLM(model=model, tensor_parallel_size=gpus, **options)
 
 
-def stream_answers(
-    engine: Any, prompts: list[list[int]], parameters: list[Any]
-) -> Iterator[tuple[int, list[int], bool]]:
+class Answered(NamedTuple):
+    """An answer from vLLM."""
+
+    position: int
+    """Of its question among the prompts."""
+
+    tokens: list[int]
+    truncated: bool
+    """Whether the token limit ended it."""
+
+    logprobs: np.ndarray | None
+    """(l,) float64, of its tokens; None where nobody asked for them."""
+
+
+def stream_answers(engine: Any, prompts: list[list[int]], parameters: list[Any]) -> Iterator[Answered]:
     """Yield answers in the order in which they finish. A batch would wait for its longest answer.
 
     Args:
         engine: from `start_vllm`.
         prompts: token ids of the questions.
         parameters: a `vllm.SamplingParams` for each.
-
-    Yields:
-        position in `prompts`, token ids of the answer, whether the token limit truncated it.
     """
     for number, (ids, own) in enumerate(zip(prompts, parameters, strict=True)):
         engine.llm_engine.add_request(str(number), {"prompt_token_ids": ids}, own)
@@ -56,4 +78,8 @@ def stream_answers(
         for output in engine.llm_engine.step():
             if output.finished:
                 (answer,) = output.outputs
-                yield int(output.request_id), list(answer.token_ids), answer.finish_reason == "length"
+                tokens, logprobs = list(answer.token_ids), None
+                if answer.logprobs is not None:
+                    found = zip(answer.logprobs, tokens, strict=True)
+                    logprobs = np.array([of_one[token].logprob for of_one, token in found])
+                yield Answered(int(output.request_id), tokens, answer.finish_reason == "length", logprobs)
