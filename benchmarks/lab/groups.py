@@ -8,11 +8,12 @@ import numpy as np
 
 from benchmarks.lab.questions import Question
 from benchmarks.lab.sampler import Continuation
+from rpo_verl.correctness import is_correct
 from rpo_verl.rpo.cut import dropped_tokens, prefix_length
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import RewardConfig, RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
-from rpo_verl.rpo.shaping import is_correct, shape_group
+from rpo_verl.rpo.shaping import shape_group
 from rpo_verl.rpo.start import Start
 
 Sample = Callable[[Sequence[Sequence[int]], Sequence[int]], list[Continuation]]

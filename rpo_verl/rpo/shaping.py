@@ -3,19 +3,6 @@
 import numpy as np
 
 from rpo_verl.rpo.options import RewardConfig
-from rpo_verl.rpo.scale import FULL
-
-
-def is_correct(reward: float, accuracy: float | None, above: float | None = None, best: float = FULL) -> bool:
-    """The one rule for "correct": the reported accuracy, or else the reward, exceeds `above`; NaN does not.
-
-    Args:
-        reward: base reward `r`.
-        accuracy: the `acc` that the reward function reported, if any.
-        above: `rpo.reward.correct_above`; None: half of `best`.
-        best: the best value seen, at least 1.
-    """
-    return bool((reward if accuracy is None else accuracy) > (best / 2 if above is None else above))
 
 
 def shape_group(rewards: np.ndarray, lengths: np.ndarray, correct: np.ndarray, config: RewardConfig) -> np.ndarray:

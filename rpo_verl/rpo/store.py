@@ -75,7 +75,7 @@ class Manifest:
     """Sampling temperature that the log-probabilities belong to; None: there are none."""
 
     best_rewards: dict[str, float] = field(default_factory=dict)
-    """Data source → best reward that the run had seen, where it exceeds 1; see `rpo_verl.rpo.scale`."""
+    """Data source → best reward that the run had seen, where it exceeds 1; see `rpo_verl.correctness`."""
 
     @property
     def origin(self) -> str:

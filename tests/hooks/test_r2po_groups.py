@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from rpo_verl.correctness import RewardScale
 from rpo_verl.r2po.hooks import groups
 from rpo_verl.r2po.hooks.groups import read_groups
 from rpo_verl.r2po.options import RarityConfig
-from rpo_verl.rpo.scale import RewardScale
 from rpo_verl.upstream.queue import Batch
 
 

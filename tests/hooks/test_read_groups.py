@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from rpo_verl.correctness import RewardScale
 from rpo_verl.rpo.hooks.groups import fetch_rows, read_groups
 from rpo_verl.rpo.options import RewardConfig
-from rpo_verl.rpo.scale import RewardScale
 from rpo_verl.rpo.start import Start
 from rpo_verl.upstream import queue
 

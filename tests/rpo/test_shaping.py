@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from rpo_verl.correctness import RewardScale, is_correct
 from rpo_verl.rpo.options import RewardConfig
-from rpo_verl.rpo.scale import RewardScale
-from rpo_verl.rpo.shaping import is_correct, shape_group
+from rpo_verl.rpo.shaping import shape_group
 
 
 def sigmoid(x):

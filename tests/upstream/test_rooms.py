@@ -11,6 +11,7 @@ PURE = [
     *sorted((PACKAGE / "rpo").glob("*.py")),
     PACKAGE / "lean" / "packing.py",
     PACKAGE / "lean" / "options.py",
+    PACKAGE / "correctness.py",
     PACKAGE / "question.py",
     PACKAGE / "config.py",
 ]
@@ -51,6 +52,11 @@ def test_pure_rooms_need_no_verl(path):
 @pytest.mark.parametrize("path", sorted((PACKAGE / "lean").rglob("*.py")), ids=named)
 def test_lean_knows_nothing_of_rpo(path):
     assert not {name for name in imports(path) if name.startswith(("rpo_verl.rpo", "rpo_verl.r2po"))}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "r2po").rglob("*.py")), ids=named)
+def test_r2po_knows_nothing_of_rpo(path):
+    assert not {name for name in imports(path) if name.startswith("rpo_verl.rpo")}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "rpo").rglob("*.py")), ids=named)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rpo_verl.correctness import RewardScale, is_correct
 from rpo_verl.r2po.options import RarityConfig
-from rpo_verl.rpo.scale import RewardScale
-from rpo_verl.rpo.shaping import is_correct
 from rpo_verl.upstream import queue
 
 #: All rewards of a run are on one scale here.

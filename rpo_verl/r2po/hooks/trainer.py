@@ -11,12 +11,12 @@ import torch
 from omegaconf import DictConfig
 
 from rpo_verl import algorithms
+from rpo_verl.correctness import RewardScale
 from rpo_verl.r2po.hooks import NAME
 from rpo_verl.r2po.hooks.engine import ADVANTAGES, BEST_REWARD, METRICS, TRAIN_HEAD, best_rewards, give_heads
 from rpo_verl.r2po.hooks.groups import SOURCE, read_groups
 from rpo_verl.r2po.options import trains_head
 from rpo_verl.r2po.rarity import rarity_advantages
-from rpo_verl.rpo.scale import RewardScale
 from rpo_verl.upstream import queue
 from rpo_verl.upstream.contract import ContractError
 from rpo_verl.upstream.settings import read_options

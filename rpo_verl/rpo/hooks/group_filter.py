@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from rpo_verl.correctness import RewardScale
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.hooks.groups import by_prompt, read_groups
 from rpo_verl.rpo.options import RewardConfig
-from rpo_verl.rpo.scale import RewardScale
 from rpo_verl.upstream import queue
 
 

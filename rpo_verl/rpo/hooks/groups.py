@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from rpo_verl.correctness import FULL, RewardScale, is_correct
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.hooks.agent_loop import PREFIX_TOKENS, START
 from rpo_verl.rpo.hooks.reward import CORRECT, REWARD, reported_accuracy, verdict
 from rpo_verl.rpo.options import RewardConfig
 from rpo_verl.rpo.partial_rollouts import Fetch, Row
-from rpo_verl.rpo.scale import FULL, RewardScale
-from rpo_verl.rpo.shaping import is_correct, shape_group
+from rpo_verl.rpo.shaping import shape_group
 from rpo_verl.rpo.start import NO_LOGPROBS, Start
 from rpo_verl.upstream import queue
 

@@ -10,11 +10,11 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.experimental.reward_loop.reward_manager.registry import register
 from verl.trainer.ppo.reward import load_reward_manager
 
+from rpo_verl.correctness import is_correct
 from rpo_verl.rpo.hooks import NAME
 from rpo_verl.rpo.hooks.agent_loop import START
 from rpo_verl.rpo.hooks.dump import COLUMNS
 from rpo_verl.rpo.hooks.settings import WRAPPED, users_config
-from rpo_verl.rpo.shaping import is_correct
 
 #: Keys in veRL's `reward_extra_info` that tell the trainer verdict and reward, so that it need not fetch token scores.
 CORRECT, REWARD = "rpo_correct", "rpo_reward"

@@ -15,6 +15,7 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.debug import marked_timer
 from verl.utils.fs import copy_to_local
 
+from rpo_verl.correctness import RewardScale
 from rpo_verl.rpo import store
 from rpo_verl.rpo.credit import earns_credit
 from rpo_verl.rpo.group import Group
@@ -28,7 +29,6 @@ from rpo_verl.rpo.hooks.metrics import Discarded, batch_metrics, composition_met
 from rpo_verl.rpo.hooks.reward import failures_in_worker
 from rpo_verl.rpo.hooks.settings import WRAPPED, take_over, users_config, weighs_tokens
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
-from rpo_verl.rpo.scale import RewardScale
 from rpo_verl.rpo.watch import CollapseWatch, PrefixWatch
 from rpo_verl.upstream import queue
 from rpo_verl.upstream.questions import Questions, read_end_ids, read_model_type

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from rpo_verl.rpo.shaping import is_correct
+from rpo_verl.correctness import is_correct
 from rpo_verl.rpo.start import Kind
 from rpo_verl.tools.cli.boundary import opens, split_at_boundary
 from rpo_verl.tools.cli.common import new_app

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rpo_verl.correctness import is_correct
 from rpo_verl.rpo.cache import CachedAnswer
-from rpo_verl.rpo.shaping import is_correct
 from rpo_verl.tools.errors import CommandError
 from rpo_verl.tools.json_lines import quoted, read_json_lines
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from rpo_verl.rpo.shaping import is_correct
+from rpo_verl.correctness import is_correct
 from rpo_verl.tools.errors import CommandError
 
 

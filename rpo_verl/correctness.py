@@ -1,10 +1,22 @@
-"""The scale of a run's rewards, as far as it has been seen: what "correct" means where no threshold is set."""
+"""What counts as correct: one rule, and the scale of a run's rewards, which it depends on where no threshold is set."""
 
 import math
 from collections.abc import Iterable
 
 #: The reward of a right answer, unless a better one is seen.
 FULL = 1.0
+
+
+def is_correct(reward: float, accuracy: float | None, above: float | None = None, best: float = FULL) -> bool:
+    """The one rule for "correct": the reported accuracy, or else the reward, exceeds `above`; NaN does not.
+
+    Args:
+        reward: base reward `r`.
+        accuracy: the `acc` that the reward function reported, if any.
+        above: the threshold, such as `rpo.reward.correct_above`; None: half of `best`.
+        best: the best value seen, at least 1.
+    """
+    return bool((reward if accuracy is None else accuracy) > (best / 2 if above is None else above))
 
 
 class RewardScale:
