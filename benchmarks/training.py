@@ -63,7 +63,7 @@ def train(
             logged = read_steps(metrics, int(knobs["GROUP_SIZE"]))
             for step in logged[shown:]:
                 # Time left counts from the first step's start, so that the start-up does not blur it.
-                started = started or time.monotonic()
+                started = started or time.monotonic() - step.step_s
                 print(progress(arm, step, steps, started), flush=True)
                 shown, spoke = shown + 1, time.monotonic()
             if not running:

