@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from conftest import FROM_PREFIXES, run_recipe
+from conftest import run_recipe
 from safetensors.torch import load_file
 
 #: So cold that sampling is a function of the weights, without a cut distribution.
@@ -125,7 +125,8 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path, data_dir, first_half
 
 def test_beside_rpo_on_two_devices_with_dynamic_batches(tmp_path, data_dir):
     run = run_recipe(
-        tmp_path, *FROM_PREFIXES, "+r2po=enabled", NOISE, "r2po.head_every=2", "r2po.stage1.lr=0.02",
+        tmp_path, "+rpo=enabled", "rpo.truncation.max_fraction=0.5", "rpo.cache.max_failures=null",
+        "trainer.val_before_train=false", "+r2po=enabled", NOISE, "r2po.head_every=2", "r2po.stage1.lr=0.02",
         "lean.share_prefix=true", "trainer.n_gpus_per_node=2", "actor_rollout_ref.actor.use_dynamic_bsz=true",
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=400", STEPS="5", DATA_DIR=str(data_dir),
     )  # fmt: skip
@@ -137,6 +138,9 @@ def test_beside_rpo_on_two_devices_with_dynamic_batches(tmp_path, data_dir):
     for step in run.steps[1::2]:
         assert step["actor/grad_norm"] >= 0
         assert step["lean/update/rows_share"] <= 1
+        assert step["rpo/credit/unknown_total"] == 0, "the head's log-probabilities go with its answers"
+        assert step["rollout_corr/rollout_is_mean"] > 0
+    assert sum(step["rpo/credit/groups_total"] for step in run.steps) > 0
     assert run.steps[1]["training/rollout_probs_diff_max"] > 1e-3
 
 
