@@ -24,6 +24,13 @@ SWEPT = {
     ("biased", "rpo-value"): LearningRate("3e-4", LR_SUITE),
     ("biased", "rpo-none"): LearningRate("3e-4", LR_SUITE),
     ("biased", "rpo-uncredited"): LearningRate("3e-4", LR_SUITE),
+    ("biased-more", "grpo"): LearningRate("3e-4", LR_SUITE),
+    ("biased-more", "rpo"): LearningRate("6e-4", LR_SUITE),
+    ("tiny", "grpo"): LearningRate("3e-4", LR_SUITE),
+    ("tiny", "rpo"): LearningRate("3e-4", LR_SUITE),
+    ("talkative", "grpo"): LearningRate("3e-4", LR_SUITE),
+    ("talkative", "raft"): LearningRate("6e-4", LR_SUITE),
+    ("talkative", "rpo"): LearningRate("6e-4", LR_SUITE),
 }
 
 
