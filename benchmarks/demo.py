@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import bench, summary
-from benchmarks.arms import DEMO, SUITES
+from benchmarks.arms import DEMO, SUITES, on
+from benchmarks.policies import biased
 from benchmarks.results import plot_curves
 from benchmarks.tables import show
 from rpo_verl.tools.evaluation.results import markdown
@@ -43,9 +44,8 @@ def main() -> None:
         parser.error(f"--steps={args.steps}: must be at least 1")
     out = args.out or Path("runs/demo" if args.algorithm == "grpo" else f"runs/demo-{args.algorithm}")
 
-    chosen = {name: known[name] for name in arms}
-    changed = {name: replace(arm, overrides=(*arm.overrides, *overrides)) for name, arm in chosen.items()}
-    suite = replace(SUITES["biased"].of_length(args.steps), arms=changed, seeds=(args.seed,))
+    chosen = {name: replace(known[name], overrides=(*known[name].overrides, *overrides)) for name in arms}
+    suite = replace(SUITES["biased"].of_length(args.steps), arms=on(biased, chosen), seeds=(args.seed,))
     out.mkdir(parents=True, exist_ok=True)
     print("making the biased policy, once: some minutes", flush=True)
     bench.prepare(suite, list(suite.arms.values()), [args.seed], out)

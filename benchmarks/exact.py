@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.tiny import prompt_ids, task
 
@@ -101,6 +102,8 @@ def measure(model: PreTrainedModel, questions: Sequence[Solved], batch: int = 32
 
 def measure_folder(folder: Path, count: int = QUESTIONS, steps: int = 12) -> dict[str, Any]:
     """Measure the policy in a Hugging Face folder; see `measure`."""
+    # A run has many small ones.
+    disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return measure(model, held_out(AutoTokenizer.from_pretrained(folder), count, steps))
 
