@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.exact import HELD_OUT_SEED, KS, measure_folder
 from benchmarks.tiny import CHECKPOINT, ROOT, prompt_ids, task
@@ -270,6 +271,7 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def _tuned(folder: Path, start: Path, phases: Sequence[Phase]) -> Path:
     """The policy of `start` after these phases."""
+    disable_progress_bar()
 
     def make(made: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
