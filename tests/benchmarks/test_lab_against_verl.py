@@ -15,7 +15,7 @@ from benchmarks.lab.policy import Policy
 from benchmarks.lab.training import Training
 from benchmarks.tiny import CHECKPOINT, task
 
-VERL = json.loads((ROOT / "docs" / "results" / "bench-main.json").read_text())
+VERL = json.loads((ROOT / "docs" / "results" / "bench-cuts.json").read_text())
 SETTINGS = VERL["settings"]
 RUNS = {int(seed): run for seed, run in VERL["runs"]["grpo-plain"].items()}
 
