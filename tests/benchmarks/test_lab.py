@@ -86,7 +86,7 @@ def groups_of(rollouts, step, *continuations, questions=1, group_size=2, shaping
 def cached(**truncation):
     """RPO after one full group, whose first member was right: 9, 3, 4, 2 and an end token."""
     truncation = TruncationConfig(**{"max_tokens": 2, "min_tokens": 2} | truncation)
-    config = RPOConfig(truncation=truncation, rollout=RolloutConfig(full_rollout_every=0, trunks=0))
+    config = RPOConfig(truncation=truncation, rollout=RolloutConfig(trunks=0), credit=CreditConfig(rule="none"))
     rollouts = PartialRollouts(config, 10, IDENTITY, {END})
     observe(rollouts, groups_of(rollouts, 1, [9, 3, 4, 2, END], [8, END]), 1)
     return rollouts

@@ -98,7 +98,7 @@ def test_rows_with_images_or_another_agent_pass_through():
     injection(prompts)
     assert list(prompts["agent_name"]) == ["rpo", "single_turn_agent", "tool_agent"]
     first, *others = prompts["rpo_start"]
-    assert (first.kind, first.group_size, first.room) == ("full", 8, 100)
+    assert (first.kind, first.group_size, first.room) == ("branched", 8, 100)
     assert others == [None, None]
     metrics = injection.pop_metrics()
     assert metrics["timing_s/rpo_injection"] >= metrics["timing_s/rpo_look_up"] > 0

@@ -74,8 +74,8 @@ def cached(rpo):
     return rpo._cache.get(KEY)
 
 
-def test_cold_cache_gives_a_full_rollout_which_seeds_it():
-    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
+def test_cold_cache_without_trunks_gives_a_full_rollout_which_seeds_it():
+    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0), rollout=RolloutConfig(trunks=0))
     start = plan(rpo, 1, 2)
     assert (start.kind, len(start.prefix), start.room, start.source_step, start.answer_id) == ("full", 0, 100, -1, 0)
     counts = observe(rpo, 1, start, [answer(8, correct=False), answer(9, step=0)], [0.0, 0.5])
@@ -127,7 +127,7 @@ def test_log_probabilities_of_another_temperature_are_left_behind(tmp_path, temp
 
 
 def test_without_a_rule_that_needs_them_log_probabilities_are_not_kept():
-    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
+    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0), credit=CreditConfig(rule="none"))
     observe(rpo, 1, plan(rpo, 1), [replace(answer(3), logprobs=np.full(3, -1, np.float16))])
     assert len(cached(rpo).tokens) == 3 and not len(cached(rpo).logprobs)
 

@@ -67,7 +67,7 @@ def collapses(shares, **sections):
 
 def test_a_policy_that_collapses_says_so_once():
     shares = [0.6] * WINDOW + [0.0] * 20
-    ((step, text),) = collapses(shares).items()
+    ((step, text),) = collapses(shares, credit=CreditConfig(rule="none")).items()
     assert step == WINDOW + 6, "five steps of nothing leave exactly the half"
     assert "24% of the responses of 10 steps are correct, and 60% were" in text
     assert "optim.lr=0.0006" in text and "rpo.credit.rule" not in text
