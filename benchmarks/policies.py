@@ -316,3 +316,7 @@ def _made_once(folder: Path, write: Callable[[Path], None]) -> Path:
         write(unfinished)
         unfinished.rename(folder)
     return folder
+
+
+if __name__ == "__main__":
+    main()

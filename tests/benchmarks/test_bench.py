@@ -65,6 +65,13 @@ WRITTEN = {
 }
 
 
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"-m (benchmarks\.\S+|benchmarks\.lab)", MAKEFILE))))
+def test_what_the_makefile_runs_does_something(module):
+    path = ROOT / module.replace(".", "/")
+    text = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    assert text.endswith('if __name__ == "__main__":\n    main()\n')
+
+
 def test_where_an_accuracy_is_reached():
     rising = run(0.5, 0.7, 0.8)
     assert results_of.reached(rising, 0.7, "seconds") == pytest.approx(100)
