@@ -69,6 +69,13 @@ class RolloutHeadTrainer:
         servers = [replica.servers[0] for replica in self.llm_server_manager.get_replicas()]
         ray.get([server.collective_rpc.remote("set_rollout_head", args=(on,)) for server in servers])
 
+    def _compute_advantage(self, batch: queue.Batch, metrics: dict[str, Any]) -> queue.Batch:
+        """Keep which tokens were generated: another algorithm may put reused ones into the policy's loss."""
+        if trains_head(self.global_steps, self._r2po):
+            (masks,) = queue.read(batch.keys, batch.partition_id, "response_mask")
+            self._generated = dict(zip(batch.keys, masks, strict=True))
+        return super()._compute_advantage(batch, metrics=metrics)
+
     def _update_actor(self, batch: queue.Batch, metrics: dict[str, Any]) -> queue.Batch:
         """Train the head in steps of stage 1, else the policy."""
         stage1 = trains_head(self.global_steps, self._r2po)
@@ -85,8 +92,10 @@ class RolloutHeadTrainer:
 
     def _write_advantages(self, batch: queue.Batch) -> dict[str, float]:
         """Compute the advantages of stage 1 and write them to the queue; rows that fill up the batch have zeros."""
+        # veRL keeps the mask under two names.
+        masks = [self._generated[key] for key in batch.keys]
+        queue.write(batch.keys, batch.partition_id, response_mask=masks, loss_mask=masks)
         groups = read_groups(batch, self._r2po.rarity, self._r2po_scale)
-        masks = queue.read(batch.keys, batch.partition_id, "response_mask")[0]
         earned: dict[str, float] = {}
         signal, correct, distinct = [], [], []
         for group in groups:
