@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.lab.suites import RPO_TOKENS
+from benchmarks.lab import suites
 from benchmarks.learning_rates import LearningRate, learning_rate
 from benchmarks.policies import biased, biased_more, talkative, weakened, weakest
 from benchmarks.stores import Cache, initial_answers, trained_answers, true_answers
@@ -156,10 +156,8 @@ def epochs(number: int) -> Arm:
 #: Imitation of the right ones among full rollouts; benchmarks/raft.py registers the estimator.
 RAFT = Arm((*GRPO.overrides, "algorithm.adv_estimator=raft"), family="raft")
 
-#: RPO with the defaults that it had without credit: the least loss of accuracy that shared prefixes allow then.
-UNCREDITED = rpo(
-    *NO_CREDIT, "rpo.truncation.max_fraction=1", "rpo.rollout.full_rollout_every=4", family="rpo-uncredited"
-)  # fmt: skip
+#: RPO with the defaults that it had without credit.
+UNCREDITED = rpo(*suites.UNCREDITED, family="rpo-uncredited")
 #: GRPO and DAPO with the lean layer, as veRL has them, with RPO's defaults and with RPO without credit.
 MAIN = {
     "grpo": GRPO,
@@ -178,7 +176,7 @@ COMPETITORS = {
     "grpo-4epochs-quarter": replace(epochs(4), share_of_steps=0.25),
     "grpo-half": replace(GRPO, knobs={"GROUP_SIZE": "4"}),
     "raft": RAFT,
-    "raft-rpo-tokens": replace(RAFT, share_of_steps=RPO_TOKENS),
+    "raft-rpo-tokens": replace(RAFT, share_of_steps=suites.RPO_TOKENS),
 }
 #: The defaults with another credit for what is reused.
 REUSE = {f"rpo-{rule}": rpo(f"rpo.credit.rule={rule}", family=f"rpo-{rule}") for rule in ("value", "none")}

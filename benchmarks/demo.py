@@ -42,6 +42,8 @@ def main() -> None:
         parser.error(f"unknown options {[o for o in overrides if o.startswith('--')]}")
     if args.steps < 1:
         parser.error(f"--steps={args.steps}: must be at least 1")
+    if args.lanes < 1:
+        parser.error(f"--lanes={args.lanes}: must be at least 1")
     out = args.out or Path("runs/demo" if args.algorithm == "grpo" else f"runs/demo-{args.algorithm}")
 
     chosen = {name: replace(known[name], overrides=(*known[name].overrides, *overrides)) for name in arms}

@@ -43,6 +43,7 @@ def rows(results: Mapping[str, Any]) -> list[list[str]]:
             first = mean if arm == baseline else first
             cells.append(form.format(mean) + (f" ({mean / first:.0%})" if with_share and arm != baseline else ""))
         table.append([name, *cells])
-    points = [difference(paired(in_points(results, lambda _, run: final_accuracy(run), arm))) for arm in runs]
-    table.insert(3, [f"… against {baseline}, points", "", *points[1:]])
+    others = list(runs)[1:]
+    points = [difference(paired(in_points(results, lambda _, run: final_accuracy(run), arm))) for arm in others]
+    table.insert(3, [f"… against {baseline}, points", "", *points])
     return table

@@ -28,9 +28,9 @@ _SHORT = (
     "--arm", "rpo", "rpo.truncation.max_fraction=0.1", "rpo.rollout.full_rollout_every=0", "rpo.reward.shaping=false",
 )  # fmt: skip
 _PAID, _TRUNKS = "rpo.credit.rule=paid", "rpo.rollout.trunks=4"
-#: RPO with the defaults that it had without credit.
-_UNCREDITED = (
-    "--arm", "rpo", "rpo.truncation.max_fraction=1", "rpo.rollout.full_rollout_every=4", "rpo.credit.rule=none",
+#: The defaults that RPO had without credit: the least loss of accuracy that shared prefixes allow then.
+UNCREDITED = (
+    "rpo.truncation.max_fraction=1", "rpo.rollout.full_rollout_every=4", "rpo.credit.rule=none",
     "rpo.rollout.trunks=0",
 )  # fmt: skip
 #: Family → an arm of it.
@@ -41,7 +41,7 @@ FAMILIES = {
     "rpo": (*_SHORT, _TRUNKS, _PAID),
     "rpo-value": (*_SHORT, _TRUNKS, "rpo.credit.rule=value"),
     "rpo-none": (*_SHORT, _TRUNKS, "rpo.credit.rule=none"),
-    "rpo-uncredited": _UNCREDITED,
+    "rpo-uncredited": ("--arm", "rpo", *UNCREDITED),
 }
 #: The policies that runs begin with.
 POLICIES = ("biased", "tiny", "biased-more", "talkative")
@@ -88,7 +88,7 @@ REUSE = _on_policies(
         "grpo": ("grpo", "--arm", "grpo"),
         "rpo": ("rpo", *FAMILIES["rpo"]),
         "raft": ("raft", "--arm", "raft"),
-        "rpo-uncredited": ("rpo-uncredited", *_UNCREDITED),
+        "rpo-uncredited": ("rpo-uncredited", *FAMILIES["rpo-uncredited"]),
         "rpo-value": ("rpo-value", *FAMILIES["rpo-value"]),
         "rpo-none": ("rpo-none", *FAMILIES["rpo-none"]),
         "rpo-trunks0": ("rpo", *_SHORT, "rpo.rollout.trunks=0", _PAID),

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import arms, blocks, contamination, tables
 from benchmarks import results as bench
+from benchmarks.lab import suites
 from benchmarks.learning_rates import LR_SUITE, SWEPT
 from benchmarks.statistics import reached
 
@@ -254,4 +255,4 @@ def test_verdicts_of_the_fast_lane():
 def test_raft_at_the_tokens_of_rpo_has_them():
     found = blocks.result("lab-reuse")["runs"]["biased"]
     spent = [fmean(run["generated_tokens"] for run in found[arm].values()) for arm in ("rpo", "grpo")]
-    assert round(spent[0] / spent[1], 2) == arms.RPO_TOKENS
+    assert round(spent[0] / spent[1], 2) == suites.RPO_TOKENS

@@ -89,12 +89,14 @@ def _refuse_what_needs_the_prefix(config: DictConfig, rule: str) -> None:
         )
     if rule in WEIGHTED:
         _refuse_unknown_log_probs(config, rule)
-    if rule == "literal" and correction.get("bypass_mode", False):
+    if rule != "literal":
+        return
+    if correction.get("bypass_mode", False):
         raise ConfigError(
             "rpo.credit.rule=literal with algorithm.rollout_correction.bypass_mode=True: the old log-probabilities of "
             "the prefix would be missing. Switch one of them off."
         )
-    for key in ("rollout_is", "rollout_rs") if rule == "literal" else ():
+    for key in ("rollout_is", "rollout_rs"):
         if correction.get(key):
             raise ConfigError(
                 f"rpo.credit.rule=literal with algorithm.rollout_correction.{key}={correction[key]}: veRL weighs and "
