@@ -118,6 +118,15 @@ def test_verdicts_on_the_biased_policy():
         for part in ("generation", "update", "waiting")
     }
     assert saved == pytest.approx({"generation": 1.8, "update": 0.8, "waiting": 0.0}, abs=0.06)
+    tokens = {arm: mean(arm, lambda run: run["generated_tokens"]) for arm in runs}
+    slope = 48 * saved["generation"] / (tokens["grpo"] - tokens["rpo"])
+    at_none = mean("rpo", lambda run: run["parts_s"]["generation"]) - slope * tokens["rpo"] / 48
+    assert at_none == pytest.approx(2.6, abs=0.05)
+    # 8 steps of 8 questions visit each once.
+    assert all(run["curve"][1]["step"] == 8 for by_seed in runs.values() for run in by_seed.values())
+    first = {arm: mean(arm, lambda run: run["curve"][1]["tokens"]) for arm in runs}
+    assert first["rpo"] / first["grpo"] == pytest.approx(0.53, abs=0.01)
+    assert (tokens["rpo"] - first["rpo"]) / (tokens["grpo"] - first["grpo"]) == pytest.approx(0.12, abs=0.01)
 
 
 def test_verdict_on_overhead():
@@ -250,6 +259,30 @@ def test_verdicts_of_the_fast_lane():
         for name, sign in (("pass_at_k", 1), ("entropy", -1)):
             of = [fmean(run[name]["32"] if sign > 0 else run[name] for run in one.values()) for one in (arm, grpo)]
             assert sign * (of[0] - of[1]) > 0, name
+
+
+def test_verdicts_of_the_fast_lane_on_other_policies():
+    """Those of docs/lab.md: above GRPO where one answer is right; level, with less diversity, where many are."""
+    found = blocks.result("lab-reuse")["runs"]
+
+    def above(policy):
+        ends = {arm: {s: bench.final_accuracy(run) for s, run in found[policy][arm].items()} for arm in ("grpo", "rpo")}
+        return [ends["rpo"][seed] > end for seed, end in ends["grpo"].items()]
+
+    assert above("tiny") == above("biased-more") == [True, True]
+    assert sorted(above("talkative")) == [False, True]
+
+    def mean(arm, of):
+        return fmean(map(of, found["talkative"][arm].values()))
+
+    for arm, pass_at_32, distinct in (("grpo", 1.0, 0.98), ("rpo", 0.977, 0.62)):
+        assert mean(arm, lambda run: run["pass_at_k"]["32"]) == pytest.approx(pass_at_32, abs=0.001)
+        assert mean(arm, lambda run: run["distinct_share"]) == pytest.approx(distinct, abs=0.01)
+    sweep = {arm: by_seed["11"] for arm, by_seed in blocks.result("lab-lr")["runs"]["talkative"].items()}
+    raft, low, grpo = (sweep[arm] for arm in ("raft-lr6e-4", "rpo-lr3e-4", "grpo-lr3e-4"))
+    assert (round(raft["pass_at_k"]["32"], 3), round(raft["distinct_share"], 2)) == (0.984, 0.53)
+    assert round(low["distinct_share"], 2) == round(grpo["distinct_share"], 2) == 0.97
+    assert round(100 * (bench.final_accuracy(grpo) - bench.final_accuracy(low))) == 5
 
 
 def test_raft_at_the_tokens_of_rpo_has_them():
