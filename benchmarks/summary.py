@@ -25,10 +25,8 @@ def rows(results: Mapping[str, Any]) -> list[list[str]]:
         "accuracy after": (lambda _, run: final_accuracy(run), "{:.3f}", False),
         "pass@32 after": (lambda _, run: run["exact"]["pass_at_k"]["32"], "{:.3f}", False),
         "generated tokens": (lambda _, run: run["generated_tokens"], "{:,.0f}", True),
-        "… a response": (lambda _, run: run["generated_tokens_per_sample"], "{:.1f}", True),
         f"… until {baseline}'s accuracy": (lambda seed, run: reached(run, ends[seed], "tokens"), "{:,.0f}", True),
         "training time, s": (lambda _, run: run["train_s"], "{:.0f}", True),
-        "… a step, median": (lambda _, run: run["step_s"], "{:.2f}", True),
     }
     table = [["", *runs]]
     for name, (of, form, with_share) in shown.items():

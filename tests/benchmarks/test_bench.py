@@ -170,7 +170,7 @@ def test_tables(tmp_path):
 def test_the_demo_side_by_side():
     def measured(accuracies, tokens, seconds, pass_at_32):
         exact_end = {"pass_at_k": {"32": pass_at_32}}
-        return run(*accuracies, tokens=tokens, seconds=seconds) | {"exact": exact_end, "step_s": 2.0}
+        return run(*accuracies, tokens=tokens, seconds=seconds) | {"exact": exact_end}
 
     runs = {
         "grpo": {"1": measured((0.5, 0.8), 1000, 100.0, 0.9), "2": measured((0.5, 0.7), 1000, 100.0, 0.8)},
