@@ -18,6 +18,8 @@ from rpo_verl.tools.files import write_text
 
 #: Parts of a step, and what they are called in tables.
 PARTS = {"generation": "generation", "log-probs": "log-probs", "update": "update", "cache": "plug-in"}
+#: Figures of R²PO's head, of its last updates.
+HEAD = ("head_kl", "head_entropy_gain")
 #: What an arm's name ends with in a sweep.
 LR = "-lr"
 #: Results of no run.
@@ -27,7 +29,7 @@ NOTHING: Mapping[str, Any] = {"machine": {}, "settings": {}, "arms": {}, "runs":
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """What is published of a run's record."""
     last, steps = record["curve"][-1], record["steps"]
-    keys = ("greedy", "pass_at_k", "entropy", "distinct_share", "answer_tokens")
+    keys = ("greedy", "pass_at_k", "entropy", "distinct_share", "answer_tokens", "format_errors")
     return {
         "curve": [
             {"step": p["step"], "seconds": round(p["cpu_seconds"], 1), "tokens": p["tokens"], "accuracy": p["accuracy"]}
@@ -35,6 +37,7 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
         ],
         **{key: last[key] for key in keys if key in last},
         "response_tokens": steps[-1]["response_tokens"] if steps else None,
+        **({"head": head} if (head := {key: steps[-1][key] for key in HEAD if steps and key in steps[-1]}) else {}),
         "generated_tokens": record["generated_tokens"],
         "parts_s": {name: record["cpu_seconds"].get(part, 0.0) for part, name in PARTS.items()},
         "trained_rows": fmean(step["trained_rows"] for step in steps) if steps else 0.0,
@@ -108,12 +111,46 @@ def cost_rows(found: Mapping[str, Any], policy: str) -> list[list[str]]:
     return rows
 
 
+def end_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Table of what arms leave behind on every policy, one per row, head first: means over the seeds of the first arm.
+
+    `KL(head)` and `entropy gain` are those of R²PO's head against the policy, nats a token, at its last updates.
+    """
+    columns: dict[str, tuple[Callable[[Mapping[str, Any]], float | None], str]] = {
+        "at the end": (final_accuracy, "{:.3f}"),
+        "greedy": (lambda run: run.get("greedy"), "{:.3f}"),
+        **{f"pass@{k}": (lambda run, k=k: run.get("pass_at_k", {}).get(k), "{:.3f}") for k in ("8", "32")},
+        "distinct answers": (_distinct, "{:.2f}"),
+        "entropy": (_entropy, "{:.4f}"),
+        "format errors": (lambda run: run.get("format_errors"), "{:.2%}"),
+        "answer, tokens": (lambda run: run.get("answer_tokens"), "{:.1f}"),
+        "KL(head)": (lambda run: run.get("head", {}).get("head_kl"), "{:.4f}"),
+        "entropy gain": (lambda run: run.get("head", {}).get("head_entropy_gain"), "{:+.4f}"),
+    }
+    rows = [["policy", "arm", "seeds", f"against {_first(found)}, points", *columns]]
+    for policy, runs in found["runs"].items():
+        baseline = next(iter(runs))
+        for arm, by_seed in runs.items():
+            shared = [run for seed, run in by_seed.items() if seed in runs[baseline]]
+            points = differences_in_points({"runs": runs}, arm) if arm != baseline else ""
+            cells = (_mean(shared, of, form) for of, form in columns.values())
+            rows.append([policy, arm, str(len(shared)), points, *cells])
+    return rows
+
+
+def _first(found: Mapping[str, Any]) -> str:
+    return next(iter(next(iter(found["runs"].values()))))
+
+
 def policy_rows(found: Mapping[str, Any], arms: Sequence[str]) -> list[list[str]]:
     """Table of some arms on every policy, against the first arm there, head first: means over seeds.
 
     Tokens and seconds of the processor are shares of the first arm's on the same seeds.
     """
-    rows = [["policy", "arm", "seeds", "at the end", "against grpo, points", "tokens", "time", "pass@32", "entropy"]]
+    of_ends = {
+        "pass@32": (_pass_at_32, "{:.3f}"), "entropy": (_entropy, "{:.4f}"), "distinct answers": (_distinct, "{:.2f}")
+    }  # fmt: skip
+    rows = [["policy", "arm", "seeds", "at the end", "against grpo, points", "tokens", "time", *of_ends]]
     for policy, runs in found["runs"].items():
         baseline = next(iter(runs))
         for arm in (baseline, *(arm for arm in arms if arm in runs)):
@@ -121,7 +158,7 @@ def policy_rows(found: Mapping[str, Any], arms: Sequence[str]) -> list[list[str]
             own, first = zip(*shared, strict=True)
             points = differences_in_points({"runs": runs}, arm) if arm != baseline else ""
             shares = [f"{fmean(map(of, own)) / fmean(map(of, first)):.0%}" for of in (_tokens, seconds)]
-            left = [_mean(own, of, form) for of, form in ((_pass_at_32, "{:.3f}"), (_entropy, "{:.4f}"))]
+            left = [_mean(own, of, form) for of, form in of_ends.values()]
             end = f"{fmean(map(final_accuracy, own)):.3f}"
             rows.append([policy, arm, str(len(own)), end, points, *shares, *left])
     return rows
@@ -142,6 +179,10 @@ def _pass_at_32(run: Mapping[str, Any]) -> float | None:
 
 def _entropy(run: Mapping[str, Any]) -> float | None:
     return run.get("entropy")
+
+
+def _distinct(run: Mapping[str, Any]) -> float | None:
+    return run.get("distinct_share")
 
 
 def _mean(runs: Sequence[Mapping[str, Any]], of: Callable[[Mapping[str, Any]], float | None], form: str) -> str:

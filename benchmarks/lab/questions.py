@@ -34,6 +34,12 @@ def reward(tokenizer: PreTrainedTokenizerBase, question: Question, response: np.
     return compute_score("tiny_reasoner", tokenizer.decode(response, skip_special_tokens=True), question.answer)
 
 
+def states_answer(tokenizer: PreTrainedTokenizerBase, response: np.ndarray) -> bool:
+    """Whether the reward finds a final answer in a response (t,), right or wrong; where not, its format is at fault."""
+    _, mark, answer = tokenizer.decode(response, skip_special_tokens=True).rpartition("#")
+    return bool(mark) and answer.strip().isdigit()
+
+
 def overlong_penalty(length: int, max_response_length: int, buffer: int) -> float:
     """DAPO's soft penalty on a long response, as veRL's reward manager has it, with a factor of 1.
 

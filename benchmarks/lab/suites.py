@@ -121,9 +121,15 @@ R2PO = _on_policies(
     }
 )  # fmt: skip
 
+#: Does a policy collapse in a long training? Four times the steps, with the learning rates of the short ones.
+LONG = {
+    name: (*options, "--steps", "200") for name, options in REUSE.items() if name.rpartition("-")[2] in ("grpo", "rpo")
+}
+
 SUITES = {
     "lr": Named(LR, (11, 12)),
     "competitors": Named(COMPETITORS, (1, 2, 3, 4, 5)),
     "reuse": Named(REUSE, (1, 2, 3, 4, 5)),
+    "long": Named(LONG, (1,)),
     "r2po": Named(R2PO, (1, 2, 3, 4, 5)),
 }

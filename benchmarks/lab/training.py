@@ -31,7 +31,7 @@ from benchmarks.lab.groups import Finished, observe, plan_starts, roll_out
 from benchmarks.lab.head import HeadTraining
 from benchmarks.lab.options import MANY_SOLUTIONS, METHODS, Method, read_r2po, read_rpo
 from benchmarks.lab.policy import Policy
-from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward
+from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward, states_answer
 from benchmarks.lab.sampler import Continuation, Sampler
 from benchmarks.lab.update import UpdateOptions, Updater
 from rpo_verl.rpo.credit import earns_credit
@@ -40,8 +40,9 @@ from rpo_verl.rpo.options import RewardConfig, RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
 from rpo_verl.tools.evaluation.estimators import pass_at_k
 
-#: Held-out questions that are answered often at the end of a run, and answers to each.
-ANSWERED, ANSWERS = 64, 32
+#: Held-out questions that are answered often at the end of a run, and answers to each: for pass@k, or for what is left
+#: to sample where accuracy is exact.
+ANSWERED, ANSWERS, FEW_ANSWERS = 64, 32, 8
 #: A temperature at which the most likely token is drawn.
 GREEDY = 1e-4
 #: Bound of the weights for rollouts of another distribution, veRL's `rollout_is_threshold`.
@@ -266,10 +267,10 @@ class Training:
 
     def _evaluate(self, report: Callable[[str], None]) -> None:
         with self.clock("evaluation"):
-            if self.args.model in MANY_SOLUTIONS:
-                found = self._sampled_accuracy() | (self._answers() if self.progress >= 1 else {})
-            else:
-                found = measure(self.policy.model, self._validation)
+            sampled = self.args.model in MANY_SOLUTIONS
+            found = self._answers(ANSWERS if sampled else FEW_ANSWERS) if self.progress >= 1 else {}
+            # What is exact stands in place of what is sampled.
+            found |= self._sampled_accuracy() if sampled else measure(self.policy.model, self._validation)
         point = {"step": self.step, "tokens": self.tokens, **self.clock.training, **found}
         self.curve.append(point)
         report(
@@ -282,22 +283,24 @@ class Training:
         answers = self._held_out_answers(self.args.eval_questions, 1)
         return {"questions": len(answers), "accuracy": fmean(right for ((right, _),) in answers), "sampled": True}
 
-    def _answers(self) -> dict[str, Any]:
-        """The figures of the exact accuracy from many rollouts to some held-out questions, and how much these differ.
+    def _answers(self, each: int) -> dict[str, Any]:
+        """The figures of the exact accuracy from `each` rollouts to some held-out questions, and how much these differ.
 
         The entropy is the mean of -log p over sampled tokens, whose expectation it is.
         """
-        answers = self._held_out_answers(ANSWERED, ANSWERS)
-        greedy = self._held_out_answers(ANSWERED, 1, GREEDY)
+        asked = min(ANSWERED, self.args.eval_questions)
+        answers = self._held_out_answers(asked, each)
+        greedy = self._held_out_answers(asked, 1, GREEDY)
         right = [round(sum(right for right, _ in of_one)) for of_one in answers]
         written = [answer for of_one in answers for _, answer in of_one]
         return {
-            "answers": ANSWERS,
+            "answers": each,
             "greedy": fmean(right for ((right, _),) in greedy),
-            "pass_at_k": {str(k): fmean(pass_at_k(ANSWERS, count, k) for count in right) for k in KS},
+            "pass_at_k": {str(k): fmean(pass_at_k(each, rights, k) for rights in right) for k in KS if k <= each},
             "entropy": -float(np.concatenate([answer.log_probs for answer in written]).mean()),
-            "distinct_share": fmean(len({a.tokens.tobytes() for _, a in of_one}) / ANSWERS for of_one in answers),
+            "distinct_share": fmean(len({a.tokens.tobytes() for _, a in of_one}) / each for of_one in answers),
             "answer_tokens": fmean(len(answer.tokens) for answer in written),
+            "format_errors": fmean(not states_answer(self.policy.tokenizer, answer.tokens) for answer in written),
         }
 
     def _held_out_answers(

@@ -19,7 +19,7 @@ from benchmarks.lab.advantages import as_batch, correct_for_sampling, estimate, 
 from benchmarks.lab.batches import collect
 from benchmarks.lab.groups import observe, plan_starts, roll_out
 from benchmarks.lab.policy import BrokenDown, Policy
-from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward
+from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward, states_answer
 from benchmarks.lab.sampler import Continuation
 from benchmarks.lab.training import Training, signal_of
 from benchmarks.lab.update import UpdateOptions, Updater, learning_rate_factor
@@ -636,15 +636,24 @@ def test_policies_with_many_solutions_are_sampled(policy):
     assert point["sampled"] and point["accuracy"] in (0, 0.5, 1) and "pass_at_k" not in point
 
 
-def test_at_the_end_they_answer_often(policy, monkeypatch):
-    monkeypatch.setattr("benchmarks.lab.training.ANSWERED", 3)
-    args = options.parser().parse_args(["--model", "talkative", "--eval-questions", "2", "--problem-steps", "7"])
+def test_at_the_end_they_answer_often(policy):
+    args = options.parser().parse_args(["--model", "talkative", "--eval-questions", "3", "--problem-steps", "7"])
     options.check(args)
-    found = Training(policy, args)._answers()
+    found = Training(policy, args)._answers(32)
     assert found["pass_at_k"]["1"] <= found["pass_at_k"]["32"] <= 1
     assert 1 / 32 <= found["distinct_share"] <= 1 and 0 <= found["entropy"] < 1
     # The tiny reasoner's solutions are equally long, and its most likely one is right.
     assert 20 < found["answer_tokens"] < 80 and found["greedy"] == 1
+    assert found["format_errors"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a17+3=20;#20", True), ("a17+3=20;#", False), ("a17+3=20;", False), ("#20#b", False), ("#20 ", True)],
+)
+def test_an_answer_without_a_number_is_a_format_error(policy, text, expected):
+    response = np.array(policy.tokenizer.encode(text, add_special_tokens=False))
+    assert states_answer(policy.tokenizer, response) == expected
 
 
 def test_a_suite_goes_on_where_it_was_interrupted(tmp_path, capsys):
@@ -714,6 +723,7 @@ def published(**ends):
                           {"step": 48, "seconds": 100 * cost, "tokens": 1000 * cost, "accuracy": accuracy}],
                 "generated_tokens": 1000 * cost, "parts_s": {"generation": 80 * cost, "update": 20 * cost},
                 "trained_rows": 32.0, "greedy": 0.9, "pass_at_k": {"8": 0.8, "32": 0.95}, "entropy": 0.01,
+                "distinct_share": 0.6,
                 "commit": "abc123", "processor": "some processor",
             }
             for seed, accuracy in enumerate(accuracies, 1)
@@ -747,8 +757,26 @@ def test_arms_on_every_policy(monkeypatch):
     assert dict(zip(head, rows[1], strict=True)) == {
         "policy": "biased", "arm": "rpo", "seeds": "2", "at the end": "0.650", "tokens": "90%", "time": "90%",
         "against grpo, points": "+10.0 [+10.0, +10.0]", "pass@32": "0.950", "entropy": "0.0100",
+        "distinct answers": "0.60",
     }  # fmt: skip
     assert rows[3][4:8] == ["+10.0", "90%", "90%", "–"]
+
+
+def test_what_arms_leave_behind():
+    found = published(grpo=(0.5, 0.6), r2po=(0.4, 0.6))
+    found["runs"]["biased"]["r2po"]["2"] |= {
+        "head": {"head_kl": 0.02, "head_entropy_gain": -0.01},
+        "format_errors": 0.1,
+    }
+    head, grpo, r2po = publish.end_rows(found)
+    assert head[3] == "against grpo, points" and grpo[3] == ""
+    assert dict(zip(head, r2po, strict=True)) == {
+        "policy": "biased", "arm": "r2po", "seeds": "2", "against grpo, points": r2po[3], "at the end": "0.500",
+        "greedy": "0.900", "pass@8": "0.800", "pass@32": "0.950", "distinct answers": "0.60", "entropy": "0.0100",
+        "format errors": "10.00%", "answer, tokens": "–", "KL(head)": "0.0200", "entropy gain": "-0.0100",
+    }  # fmt: skip
+    assert r2po[3].startswith("-5.0 [")
+    assert grpo[-2:] == ["–", "–"]
 
 
 def test_sweeps_of_all_policies_are_one_table():
