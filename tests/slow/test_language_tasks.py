@@ -135,22 +135,6 @@ def test_warm_start_learns_solutions_only_and_is_the_same_every_time(untouched, 
     assert again == losses and torch.equal(same, weights)
 
 
-def test_table_of_the_bench():
-    from benchmarks.lm import bench
-
-    def run(*accuracies):
-        curve = [
-            {"step": 15 * n, "seconds": 60.0 * n, "tokens": 1000 * n, "accuracy": a} for n, a in enumerate(accuracies)
-        ]
-        return {"curve": curve, "generated_tokens": 2000, "generated_tokens_per_sample": 50.0, "train_s": 120.0,
-                "step_s": 4.0}  # fmt: skip
-
-    head, grpo, rpo = bench.rows({"grpo": {"1": run(0.2, 0.3, 0.4)}, "rpo": {"1": run(0.2, 0.4, 0.5)}})
-    assert head[:3] == ["arm", "seeds", "before"]
-    assert grpo[1:6] == ["1", "0.200", "0.400", "0.350", "2,000"] and grpo[-2:] == ["2,000", "120"]
-    assert rpo[-2:] == ["1,000", "60"]
-
-
 def test_record_of_a_run(tmp_path):
     from benchmarks.lm import bench
 
