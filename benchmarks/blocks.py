@@ -80,6 +80,26 @@ def demo() -> dict[str, Any]:
     return found | {"runs": {arm: {"1": found["runs"][arm]["1"]} for arm in ("grpo", "rpo")}}
 
 
+def lab_blocks(suite: str) -> dict[str, Callable[[], str]]:
+    """Name → table or sentence, of a suite of the fast lane on the biased policy."""
+    name = f"lab-{suite}"
+    return {
+        name: lambda: markdown(results.difference_rows(publish.of_policy(result(name), "biased"))),
+        f"{name}-costs": lambda: markdown(publish.cost_rows(result(name), "biased")),
+        f"{name}-overturned": lambda: publish.sentences(result(name), "biased"),
+        f"{name}-source": lambda: publish.provenance(result(name)) + "\n",
+    }
+
+
+def frontier() -> dict[str, Any]:
+    """Runs of every arm of the fast lane that begins with the biased policy, GRPO first."""
+    return {
+        arm: by_seed
+        for suite in ("reuse", "competitors")
+        for arm, by_seed in result(f"lab-{suite}")["runs"]["biased"].items()
+    }
+
+
 #: Name → its table or sentence.
 BLOCKS: dict[str, Callable[[], str]] = {
     "tiny-reasoner-size": lambda: pretrained_size() + "\n",
@@ -111,10 +131,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "lab-lr": lambda: markdown(publish.sweeps(result("lab-lr"))),
     "lab-lr-source": lambda: publish.provenance(result("lab-lr")) + "\n",
     "lab-policies": lambda: markdown(publish.policy_rows(result("lab-reuse"), ("rpo", "raft"))),
-    "lab-reuse": lambda: markdown(results.difference_rows(publish.of_policy(result("lab-reuse"), "biased"))),
-    "lab-reuse-costs": lambda: markdown(publish.cost_rows(result("lab-reuse"), "biased")),
-    "lab-reuse-overturned": lambda: publish.sentences(result("lab-reuse"), "biased"),
-    "lab-reuse-source": lambda: publish.provenance(result("lab-reuse")) + "\n",
+    **lab_blocks("reuse"),
+    **lab_blocks("competitors"),
     "contamination": lambda: markdown(
         contamination.rows({row: result(call)[arm] for row, (call, arm) in CONTAMINATED.items()})
     ),
@@ -139,6 +157,7 @@ def main() -> None:
     for suite, plot in (("biased", "biased"), ("cuts", "cuts"), ("talkative", "talkative")):
         results.plot_curves(result(f"bench-{suite}"), ROOT / "docs" / f"{plot}.png")
     results.plot_curves(demo(), ROOT / "docs" / "demo.png", summary.AXES)
+    results.plot_frontier(frontier(), ROOT / "docs" / "frontier.png")
     compare.plot(result("pass-at-k")["evaluations"], ROOT / "docs" / "pass_at_k.png")
 
 

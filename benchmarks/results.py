@@ -340,3 +340,34 @@ def plot_curves(results: Mapping[str, Any], path: Path, over: Sequence[str] = tu
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def plot_frontier(runs: Mapping[str, Mapping[str, Record]], path: Path) -> None:
+    """Draw where arms end against what they generated: means over seeds, with the least and the largest.
+
+    Args:
+        runs: arm → seed → run; tokens are shares of the first arm's.
+        path: of the image.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    whole = fmean(run["generated_tokens"] for run in next(iter(runs.values())).values())
+    figure, axis = pyplot.subplots(figsize=(9, 5.4), layout="constrained")
+    for number, (arm, by_seed) in enumerate(runs.items()):
+        ends = [final_accuracy(run) for run in by_seed.values()]
+        at = fmean(run["generated_tokens"] for run in by_seed.values()) / whole
+        mean = fmean(ends)
+        reach = [[mean - min(ends)], [max(ends) - mean]]
+        look = {"color": f"C{number % 10}", "marker": "os^D"[number // 10 % 4]}
+        axis.errorbar(at, mean, reach, **look, capsize=3, label=f"{arm} ({len(ends)})")
+    axis.set(xscale="log", xlabel="generated tokens, share of the first arm's", ylabel="accuracy at the end")
+    ticks = (0.1, 0.2, 0.3, 0.5, 1.0)
+    axis.set_xticks(ticks, [f"{tick:.0%}" for tick in ticks])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", title="arm (seeds)")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

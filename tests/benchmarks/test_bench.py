@@ -163,8 +163,9 @@ def test_tables(tmp_path):
     beheaded = run(0.5, 0.8, 0.9)
     beheaded["curve"] = beheaded["curve"][1:]
     results["runs"]["rpo"]["2"] = beheaded
-    results_of.plot_curves(results, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    for plot, drawn in ((results_of.plot_curves, results), (results_of.plot_frontier, results["runs"])):
+        plot(drawn, tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
 def test_the_demo_side_by_side():
