@@ -178,8 +178,8 @@ COMPETITORS = {
     "raft": RAFT,
     "raft-rpo-tokens": replace(RAFT, share_of_steps=suites.RPO_TOKENS),
 }
-#: The defaults with another credit for what is reused.
-REUSE = {f"rpo-{rule}": rpo(f"rpo.credit.rule={rule}", family=f"rpo-{rule}") for rule in ("value", "none")}
+#: The defaults without credit for what is reused.
+REUSE = {"rpo-none": rpo("rpo.credit.rule=none", family="rpo-none")}
 #: The demo's arms by algorithm; the first two are those it trains by default.
 DEMO = {
     "grpo": {

@@ -21,7 +21,6 @@ SWEPT = {
     ("biased", "dapo"): LearningRate("6e-4", LR_SUITE),
     ("biased", "raft"): LearningRate("6e-4", LR_SUITE),
     ("biased", "rpo"): LearningRate("6e-4", LR_SUITE),
-    ("biased", "rpo-value"): LearningRate("3e-4", LR_SUITE),
     ("biased", "rpo-none"): LearningRate("3e-4", LR_SUITE),
     ("biased", "rpo-uncredited"): LearningRate("3e-4", LR_SUITE),
     ("biased-more", "grpo"): LearningRate("6e-4", LR_SUITE),

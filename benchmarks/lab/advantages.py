@@ -1,6 +1,6 @@
 """Advantages of the tokens of a batch, and which of them the loss covers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,6 @@ from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from benchmarks.lab.groups import Finished
 from rpo_verl.lean.subset import advantages_within
 from rpo_verl.rpo.credit import credit, response_mean_weights
-from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import CreditConfig
 
 #: How the loss is averaged, as veRL's `actor.loss_agg_mode`.
@@ -103,16 +102,13 @@ def imitate(groups: Sequence[Finished], batch: Batch) -> None:
     batch.old_log_probs = torch.full_like(batch.old_log_probs, torch.nan)
 
 
-def give_credit(
-    groups: Sequence[Finished], batch: Batch, options: CreditConfig, expected: Callable[[Group], float | None]
-) -> list[float]:
+def give_credit(groups: Sequence[Finished], batch: Batch, options: CreditConfig) -> list[float]:
     """Give the tokens of prefixes their credit and make veRL's mean one over whole responses; see `rpo.credit`.
 
     Args:
         groups: those that `batch` was made of.
         batch: with the estimator's advantages; changed.
         options: `rpo.credit`.
-        expected: V(q) of a group's question.
 
     Returns:
         The credit of every shared prefix that has one.
@@ -123,7 +119,7 @@ def give_credit(
     own = batch.advantages[np.arange(len(prefix)), prefix].double().numpy()
     spans, row = [], 0
     for one in groups:
-        spans += credit(one.group, own[row : row + len(one.group)], options, LOSS_AGG_MODE, expected(one.group))
+        spans += credit(one.group, own[row : row + len(one.group)], options, LOSS_AGG_MODE)
         row += len(one.group)
     covered = np.array([sum(stop - start for start, stop, _ in found) for found in spans])
     for row, found in enumerate(spans):

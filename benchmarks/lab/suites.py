@@ -39,7 +39,6 @@ FAMILIES = {
     "dapo": ("--arm", "dapo"),
     "raft": ("--arm", "raft"),
     "rpo": (*_SHORT, _TRUNKS, _PAID),
-    "rpo-value": (*_SHORT, _TRUNKS, "rpo.credit.rule=value"),
     "rpo-none": (*_SHORT, _TRUNKS, "rpo.credit.rule=none"),
     "rpo-uncredited": ("--arm", "rpo", *UNCREDITED),
 }
@@ -89,7 +88,6 @@ REUSE = _on_policies(
         "rpo": ("rpo", *FAMILIES["rpo"]),
         "raft": ("raft", "--arm", "raft"),
         "rpo-uncredited": ("rpo-uncredited", *FAMILIES["rpo-uncredited"]),
-        "rpo-value": ("rpo-value", *FAMILIES["rpo-value"]),
         "rpo-none": ("rpo-none", *FAMILIES["rpo-none"]),
         "rpo-trunks0": ("rpo", *_SHORT, "rpo.rollout.trunks=0", _PAID),
         "rpo-trunks1": ("rpo", *_SHORT, "rpo.rollout.trunks=1", _PAID),

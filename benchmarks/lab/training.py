@@ -185,7 +185,7 @@ class Training:
         )
 
     def _earns_credit(self, group: Group) -> bool:
-        return earns_credit(group, self._rpo.credit, self._rollouts.expected_success(group))
+        return earns_credit(group, self._rpo.credit)
 
     def _new_groups(self, count: int) -> list[Finished]:
         questions = self._visits.take(count, self._is_solved)
@@ -239,7 +239,7 @@ class Training:
             # So that the policy before the update is asked: PPO clips the ratio to it.
             batch.old_log_probs = torch.full_like(batch.old_log_probs, torch.nan)
         if self.method.reuse:
-            self._credit = give_credit(groups, batch, self._rpo.credit, self._rollouts.expected_success)
+            self._credit = give_credit(groups, batch, self._rpo.credit)
             if self.args.prefix_weights is not None:
                 # So that the policy before the update is asked.
                 prefix = np.concatenate([one.group.prefix_tokens for one in groups])

@@ -1,6 +1,5 @@
 """The experience cache: one answer per question, in a bounded amount of memory."""
 
-import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -9,7 +8,6 @@ from itertools import islice
 
 import numpy as np
 
-from rpo_verl.rpo.difficulty import NO_EVIDENCE, Evidence, mean_rate
 from rpo_verl.rpo.start import NO_LOGPROBS, NO_TOKENS
 
 #: Of a token id, and of a token's log-probability where it is kept.
@@ -17,8 +15,8 @@ TOKEN_BYTES, LOGPROB_BYTES = 4, 2
 #: Upper bound on what an entry takes beside its tokens: key, header, objects, dictionary (`make bench-cache`).
 ENTRY_BYTES = 300
 
-# Reward, evidence (wrong, tokens), step, failures, correct, number of question and of answer tokens.
-_HEADER = struct.Struct("<dddiIIII")
+# Reward, step, failures, correct, number of question and of answer tokens.
+_HEADER = struct.Struct("<diIIII")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +39,6 @@ class CachedAnswer:
     failures: int = 0
     """Consecutive all-wrong groups that started from a prefix of it."""
 
-    evidence: Evidence = NO_EVIDENCE
-    """How soon the policy goes wrong on the question."""
-
     logprobs: np.ndarray = field(default_factory=lambda: NO_LOGPROBS)
     """(l,) float16, log-probability of each token under the policy that wrote it; empty where they are not known."""
 
@@ -54,21 +49,17 @@ class CachedAnswer:
 
 
 def _pack(answer: CachedAnswer) -> bytes:
-    evidence = answer.evidence
-    header = _HEADER.pack(
-        answer.reward, evidence.wrong, evidence.tokens, answer.step, answer.failures, bool(answer.correct),
-        len(answer.question), len(answer.tokens),
-    )  # fmt: skip
+    counts = (len(answer.question), len(answer.tokens))
+    header = _HEADER.pack(answer.reward, answer.step, answer.failures, bool(answer.correct), *counts)
     ids = (np.ascontiguousarray(ids, dtype="<i4") for ids in (answer.question, answer.tokens))
     return b"".join((header, *ids, np.ascontiguousarray(answer.logprobs, dtype="<f2")))
 
 
 def _unpack(packed: bytes) -> CachedAnswer:
-    reward, wrong, tokens, step, failures, correct, asked, answered = _HEADER.unpack_from(packed)
+    reward, step, failures, correct, asked, answered = _HEADER.unpack_from(packed)
     ids = np.frombuffer(packed, dtype="<i4", count=asked + answered, offset=_HEADER.size)
     logprobs = np.frombuffer(packed, dtype="<f2", offset=_HEADER.size + ids.nbytes)
-    evidence = Evidence(wrong, tokens)
-    return CachedAnswer(ids[asked:], bool(correct), reward, step, ids[:asked], failures, evidence, logprobs)
+    return CachedAnswer(ids[asked:], bool(correct), reward, step, ids[:asked], failures, logprobs)
 
 
 class ExperienceCache:
@@ -88,7 +79,6 @@ class ExperienceCache:
         self.evictions = 0
         self._entries: dict[bytes, bytes] = {}
         self._packed_bytes = self._step_sum = self._correct = 0
-        self._wrong = self._tokens = 0.0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -137,26 +127,15 @@ class ExperienceCache:
         packed = self._entries.pop(key)
         self._count(_unpack(packed), len(packed), -1)
 
-    def amend(self, key: bytes, failures: int, evidence: Evidence) -> None:
+    def amend(self, key: bytes, failures: int) -> None:
         """Keep the answer of `key`, which must have one, with what another group showed of it."""
         packed = self._entries[key]
-        old = _unpack(packed)
-        new = replace(old, failures=failures, evidence=evidence)
-        self._entries[key] = _pack(new)
-        self._count(old, len(packed), -1)
-        self._count(new, len(packed), 1)
+        self._entries[key] = _pack(replace(_unpack(packed), failures=failures))
 
     def _count(self, answer: CachedAnswer, packed_bytes: int, sign: int) -> None:
         self._packed_bytes += sign * packed_bytes
         self._step_sum += sign * answer.step
         self._correct += sign * answer.correct
-        self._wrong += sign * answer.evidence.wrong
-        self._tokens += sign * answer.evidence.tokens
-
-    @property
-    def evidence(self) -> Evidence:
-        """Evidence of all questions together."""
-        return Evidence(self._wrong, self._tokens)
 
     def evict(self) -> int:
         """Drop the least recently updated entries until the bounds are kept; returns how many."""
@@ -179,14 +158,12 @@ class ExperienceCache:
         return ((key, _unpack(packed)) for key, packed in self._entries.items())
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Size, evictions, share of correct entries, mean age in training steps at `step`, and the suffix length that
-        half of the members of an average group get right."""
-        entries, rate = max(1, len(self)), mean_rate(self.evidence)
+        """Size, evictions, share of correct entries, and mean age in training steps at `step`."""
+        entries = max(1, len(self))
         return {
             "rpo/cache/entries": len(self),
             "rpo/cache/bytes": self.bytes,
             "rpo/cache/evictions": self.evictions,
             "rpo/cache/correct_share": self._correct / entries,
             "rpo/cache/age_mean": step - self._step_sum / entries if len(self) else 0.0,
-            "rpo/cache/half_right_tokens": math.log(2) / rate if rate is not None else 0.0,
         }

@@ -8,8 +8,6 @@ But the group shows what its prefix is worth: the share of correct members estim
 expected behind it.
 """
 
-import math
-
 import numpy as np
 
 from rpo_verl.rpo.group import Group
@@ -18,17 +16,12 @@ from rpo_verl.rpo.options import CreditConfig
 Span = tuple[int, int, float]
 """Tokens from start to stop (exclusive) of a response, and their advantage."""
 
-#: Rules that need the log-probabilities under the policy that wrote the prefix.
-WEIGHTED = ("value", "paid")
 
-
-def credit(
-    group: Group, advantages: np.ndarray, options: CreditConfig, loss_agg_mode: str, expected: float | None = None
-) -> list[list[Span]]:
+def credit(group: Group, advantages: np.ndarray, options: CreditConfig, loss_agg_mode: str) -> list[list[Span]]:
     """Give the tokens of prefixes their advantages.
 
-    `literal` gives the prefix of each member the advantage of its suffix (the paper's formula). `value` and `paid` give
-    a shared prefix one advantage; a single member carries it for all of them, so that the others leave the update
+    `literal` gives the prefix of each member the advantage of its suffix (the paper's formula). `paid` gives a shared
+    prefix one advantage, V(prefix); a single member carries it for all of them, so that the others leave the update
     where their suffixes have no advantage.
 
     Args:
@@ -36,7 +29,6 @@ def credit(
         advantages: (G,) float, advantage of the first generated token of each response.
         options: the rule.
         loss_agg_mode: veRL's `actor.loss_agg_mode`.
-        expected: V(q), the success to be expected from the question alone; None where nothing is known of it.
 
     Returns:
         (G,) spans of each response.
@@ -46,8 +38,8 @@ def credit(
         for row, tokens, advantage in zip(spans, group.prefix_tokens.tolist(), advantages.tolist(), strict=True):
             if tokens:
                 row.append((0, tokens, advantage))
-    elif earns_credit(group, options, expected):
-        shared, advantage = int(group.prefix_tokens.min()), prefix_advantage(group.correct, options, expected)
+    elif earns_credit(group, options):
+        shared, advantage = int(group.prefix_tokens.min()), prefix_value(group.correct)
         # The shortest of those that are updated anyway, where there is one.
         carrier = int(np.lexsort((group.response_tokens, advantages == 0))[0])
         weight = carried_weight(group.response_tokens, carrier, loss_agg_mode)
@@ -55,29 +47,18 @@ def credit(
     return spans
 
 
-def earns_credit(group: Group, options: CreditConfig, expected: float | None) -> bool:
+def earns_credit(group: Group, options: CreditConfig) -> bool:
     """Whether the shared prefix of a group has an advantage of its own, so that the group teaches something."""
-    if options.rule not in WEIGHTED or not int(group.prefix_tokens.min()):
-        return False
-    return prefix_advantage(group.correct, options, expected) != 0
+    return options.needs_logprobs and int(group.prefix_tokens.min()) > 0 and bool(group.correct.any())
 
 
-def prefix_advantage(correct: np.ndarray, options: CreditConfig, expected: float | None) -> float:
-    """The advantage of a prefix that all members share.
-
-    `paid`: V(prefix), without a baseline. `value`: (V(prefix) - V(q)) / max(sigma, sqrt(V(q) (1 - V(q)))).
+def prefix_value(correct: np.ndarray) -> float:
+    """V(prefix) as the group behind it shows it.
 
     Args:
         correct: (G,) bool.
-        options: the rule and its numbers.
-        expected: V(q); None: `value` gives no advantage.
     """
-    value = float(correct.mean())
-    if options.rule == "paid":
-        return value
-    if expected is None:
-        return 0.0
-    return (value - expected) / max(options.min_deviation, math.sqrt(expected * (1 - expected)))
+    return float(correct.mean())
 
 
 def carried_weight(response_tokens: np.ndarray, carrier: int, loss_agg_mode: str) -> float:

@@ -107,15 +107,15 @@ class CacheConfig:
 class CreditConfig:
     """Which tokens of a response are trained, and with which advantage."""
 
-    rule: str = option("paid", one_of("none", "literal", "value", "paid"))
+    rule: str = option("paid", one_of("none", "literal", "paid"))
     """`none` trains the suffix alone. `literal` gives the prefix the advantage of its suffix, as the paper's formula
-    does. `paid` gives a shared prefix the share of correct responses behind it. `value` gives it the same, less the
-    question's expected success, divided by the deviation of that. Paper: literal; it took 1.6 times as long and ended
-    2 points lower in single runs (docs/ablations.md)."""
+    does. `paid` gives a shared prefix the share of correct responses behind it. Paper: literal; it took 1.6 times as
+    long and ended 2 points lower in single runs (docs/ablations.md)."""
 
-    min_deviation: float = option(0.15, Range("in (0, 0.5]", lambda value: 0 < value <= 0.5))
-    """Smallest standard deviation that `value` divides by. Questions that are nearly always right, or nearly never,
-    would otherwise give large advantages."""
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether the rule needs the log-probabilities under the policy that wrote the prefix."""
+        return self.rule == "paid"
 
 
 @dataclass
@@ -150,6 +150,7 @@ MOVED = {
     "rpo.reward.length_reference": "is gone: the reference is the mean length of the group",
     "rpo.reward.group_filter": "is gone: DAPO's filter looks at shaped rewards",
     "rpo.cache.max_age": "is gone: rpo.rollout.full_rollout_every refreshes answers",
+    "rpo.credit.min_deviation": "is gone with rpo.credit.rule=value, which ended below GRPO",
     "rpo.upstream": "is no option: RPO fills it in itself",
 }
 

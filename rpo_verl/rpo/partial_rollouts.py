@@ -1,6 +1,5 @@
 """RPO around one experience cache: what a group starts from, and what the cache learns from finished groups."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,7 @@ import numpy as np
 from rpo_verl.question import TokenizerIdentity, question_key
 from rpo_verl.rpo import store
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
-from rpo_verl.rpo.credit import WEIGHTED
 from rpo_verl.rpo.cut import draw_share, dropped_tokens, prefix_length
-from rpo_verl.rpo.difficulty import NO_EVIDENCE, Evidence, mean_rate, rate
 from rpo_verl.rpo.group import Group, joined
 from rpo_verl.rpo.options import RPOConfig
 from rpo_verl.rpo.selection import choose_response
@@ -60,7 +57,7 @@ class PartialRollouts:
     @property
     def keeps_logprobs(self) -> bool:
         """Whether the rule of credit needs the log-probabilities of cached answers."""
-        return self._config.credit.rule in WEIGHTED
+        return self._config.credit.needs_logprobs
 
     @property
     def _logprobs(self) -> float | None:
@@ -116,21 +113,6 @@ class PartialRollouts:
             answer.step,
             prefix_logprobs=answer.logprobs[:kept],
         )
-
-    def expected_success(self, group: Group) -> float | None:
-        """V(q): the success of a full rollout, from what was seen of the question before this group.
-
-        A policy that goes wrong at rate `h` a token finishes `l` tokens with probability `exp(-h l)`.
-
-        Args:
-            group: `l` is the mean length of its responses.
-
-        Returns:
-            None before anything was seen.
-        """
-        answer = self._cache.get(group.start.question)
-        rate = self._rate(NO_EVIDENCE if answer is None else answer.evidence)
-        return None if rate is None else math.exp(-rate * float(group.response_tokens.mean()))
 
     def pop_plans(self) -> Counter[str]:
         """Count the plans since the last call by their reason: `full` (nothing cached), `prefixed`, and for the full
@@ -221,10 +203,6 @@ class PartialRollouts:
             if max_failures is not None and failures >= max_failures:
                 self._cache.drop(start.question)
                 return "dropped"
-        before = NO_EVIDENCE if old is None else old.evidence
-        # Members that branch from a trunk with a mistake in it are wrong, too, and say nothing of their suffixes.
-        seen = slice(None) if group.trunks is None else group.trunks
-        evidence = before.after(group.correct[seen], group.generated[seen], self._rate(before))
         tokens = response[:-1] if len(response) and int(response[-1]) in self._end_ids else response
         answer = CachedAnswer(
             tokens=tokens,
@@ -233,12 +211,11 @@ class PartialRollouts:
             step=int(group.oldest_policy[member]),
             question=question,
             failures=failures,
-            evidence=evidence,
             logprobs=self._known(logprobs[: len(tokens)], int(group.prefix_tokens[member])),
         )
         if self._cache.put(start.question, answer):
             return "stored"
-        self._cache.amend(start.question, failures if group.prefixed else old.failures, evidence)
+        self._cache.amend(start.question, failures if group.prefixed else old.failures)
         return "kept"
 
     def _known(self, logprobs: np.ndarray, prefix: int) -> np.ndarray:
@@ -247,8 +224,3 @@ class PartialRollouts:
         if not self.keeps_logprobs or (prefix and not logprobs[:prefix].any()):
             return NO_LOGPROBS
         return storable(logprobs)
-
-    def _rate(self, own: Evidence) -> float | None:
-        """At which the policy goes wrong on a question, per token; None before it was seen on any."""
-        mean = mean_rate(self._cache.evidence)
-        return None if mean is None else rate(own, mean)

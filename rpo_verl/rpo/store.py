@@ -1,7 +1,6 @@
 """The experience cache on disk: one Parquet file and a JSON manifest in a folder of their own. Nothing is unpickled."""
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -18,29 +17,33 @@ import pyarrow.parquet as pq
 
 from rpo_verl.question import KEY_BYTES, TokenizerIdentity, question_key
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
-from rpo_verl.rpo.difficulty import Evidence
 from rpo_verl.rpo.start import NO_LOGPROBS
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 ENTRIES, MANIFEST = "cache.parquet", "manifest.json"
-SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.binary(KEY_BYTES), nullable=False),
-        pa.field("question_ids", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
-        pa.field("answer_ids", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
-        pa.field("reward", pa.float64(), nullable=False),
-        pa.field("correct", pa.bool_(), nullable=False),
-        pa.field("step", pa.int32(), nullable=False),
-        pa.field("failures", pa.int32(), nullable=False),
-        pa.field("wrong_seen", pa.float64(), nullable=False),
-        pa.field("tokens_seen", pa.float64(), nullable=False),
-        pa.field("logprobs", pa.list_(pa.field("item", pa.float16(), nullable=False)), nullable=False),
-    ]
+#: Every column that a store of some version has.
+_FIELDS = (
+    pa.field("key", pa.binary(KEY_BYTES), nullable=False),
+    pa.field("question_ids", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
+    pa.field("answer_ids", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
+    pa.field("reward", pa.float64(), nullable=False),
+    pa.field("correct", pa.bool_(), nullable=False),
+    pa.field("step", pa.int32(), nullable=False),
+    pa.field("failures", pa.int32(), nullable=False),
+    pa.field("wrong_seen", pa.float64(), nullable=False),
+    pa.field("tokens_seen", pa.float64(), nullable=False),
+    pa.field("logprobs", pa.list_(pa.field("item", pa.float16(), nullable=False)), nullable=False),
 )
-#: Columns that older stores lack, and the version that has them first. Without them there is no evidence of a question,
-#: and nobody knows the log-probabilities of its answer.
-EVIDENCE = ("wrong_seen", "tokens_seen")
-SINCE = {"wrong_seen": 2, "tokens_seen": 2, "logprobs": 3}
+#: Columns that not every version has → the versions that do. Those that are gone are not read.
+_VERSIONS = {"wrong_seen": range(2, 4), "tokens_seen": range(2, 4), "logprobs": range(3, SCHEMA_VERSION + 1)}
+
+
+def _schema(version: int) -> pa.Schema:
+    """The columns of a store of a version."""
+    return pa.schema([field for field in _FIELDS if version in _VERSIONS.get(field.name, (version,))])
+
+
+SCHEMA = _schema(SCHEMA_VERSION)
 NOTHING: Mapping[str, float] = MappingProxyType({})
 ROWS_AT_A_TIME = 4096
 READ_BYTES = 1 << 20
@@ -288,16 +291,10 @@ def _read(folder: Path, manifest: Manifest) -> Iterable[tuple[bytes, CachedAnswe
         raise _unreadable(path, f"{len(seen)} entries, the manifest says {manifest.entries}")
 
 
-def _schema(version: int) -> pa.Schema:
-    return pa.schema([field for field in SCHEMA if SINCE.get(field.name, 1) <= version])
-
-
 def _is_sound(key: bytes, answer: CachedAnswer, fingerprint: bytes) -> bool:
     return (
         key == question_key(answer.question, fingerprint)
         and answer.failures >= 0
-        and 0 <= answer.evidence.wrong < math.inf
-        and 0 <= answer.evidence.tokens < math.inf
         and (not len(answer.tokens) or int(answer.tokens.min()) >= 0)
         and len(answer.logprobs) in (0, len(answer.tokens))
         and bool((answer.logprobs <= 0).all())
@@ -314,8 +311,6 @@ def _to_batch(rows: Iterable[tuple[bytes, CachedAnswer]]) -> pa.RecordBatch:
         pa.array([answer.correct for answer in answers], pa.bool_()),
         pa.array([answer.step for answer in answers], pa.int32()),
         pa.array([answer.failures for answer in answers], pa.int32()),
-        pa.array([answer.evidence.wrong for answer in answers], pa.float64()),
-        pa.array([answer.evidence.tokens for answer in answers], pa.float64()),
         _lists([answer.logprobs for answer in answers], "logprobs"),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
@@ -332,13 +327,11 @@ def _from_batch(batch: pa.RecordBatch) -> Iterable[tuple[bytes, CachedAnswer]]:
     questions, answers = (_arrays(columns[name]) for name in ("question_ids", "answer_ids"))
     rows = len(questions)
     logprobs = _arrays(columns["logprobs"]) if "logprobs" in columns else [NO_LOGPROBS] * rows
-    known = [columns[name].to_pylist() for name in EVIDENCE if name in columns]
-    seen = zip(*known, strict=True) if known else [()] * rows
     scalars = (columns[name].to_pylist() for name in ("key", "correct", "reward", "step", "failures"))
-    for question, answer, of_answer, evidence, key, correct, reward, step, failures in zip(
-        questions, answers, logprobs, seen, *scalars, strict=True
+    for question, answer, of_answer, key, correct, reward, step, failures in zip(
+        questions, answers, logprobs, *scalars, strict=True
     ):
-        yield key, CachedAnswer(answer, correct, reward, step, question, failures, Evidence(*evidence), of_answer)
+        yield key, CachedAnswer(answer, correct, reward, step, question, failures, of_answer)
 
 
 def _arrays(column: pa.ListArray) -> list[np.ndarray]:

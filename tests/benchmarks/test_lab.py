@@ -280,7 +280,7 @@ def test_credit_of_prefixes(rule):
     estimate(found, batch, "grpo")
     own = float(batch.advantages[0, 2])
     assert own > 0 and not batch.advantages[:, :2].any()
-    give_credit(found, batch, CreditConfig(rule=rule), rollouts.expected_success)
+    give_credit(found, batch, CreditConfig(rule=rule))
     # Nine tokens, four of them reused.
     expected = own * 5 / 9 if rule == "none" else own
     assert batch.advantages[0, 2:].tolist() == pytest.approx([expected] * 3)
@@ -319,10 +319,10 @@ def test_the_trunk_is_the_first_member_of_its_branch():
 
 
 def test_the_head_of_a_right_trunk_is_paid_once_and_that_of_a_wrong_one_is_not():
-    rollouts, found = branched(*TRUNKS, [5, END], [6, 7, END])
+    _, found = branched(*TRUNKS, [5, END], [6, 7, END])
     batch = as_batch(found)
     estimate(found, batch, "grpo")
-    assert give_credit(found, batch, CreditConfig(rule="paid"), rollouts.expected_success) == [1.0]
+    assert give_credit(found, batch, CreditConfig(rule="paid")) == [1.0]
     # Of 19 tokens the loss covers 11 suffix tokens and two of the head, which stands for two members.
     factor = 13 / 19
     carrier = 1  # the shorter one
@@ -331,10 +331,10 @@ def test_the_head_of_a_right_trunk_is_paid_once_and_that_of_a_wrong_one_is_not()
 
 
 def test_weights_of_reused_tokens_are_cut_instead_of_clipped():
-    rollouts, found = branched(*TRUNKS, [5, END], [6, 7, END])
+    _, found = branched(*TRUNKS, [5, END], [6, 7, END])
     batch = as_batch(found)
     estimate(found, batch, "grpo")
-    give_credit(found, batch, CreditConfig(rule="paid"), rollouts.expected_success)
+    give_credit(found, batch, CreditConfig(rule="paid"))
     batch.old_log_probs = torch.full_like(batch.then_log_probs, -0.5)
     batch.old_log_probs[1, 0] = -3.0
     truncate_weights(found, batch, 1.0)

@@ -11,20 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from rpo_verl.rpo.cache import ENTRY_BYTES, LOGPROB_BYTES, TOKEN_BYTES, CachedAnswer, ExperienceCache
-from rpo_verl.rpo.difficulty import UNIT, Evidence
 
 KEYS = st.integers(0, 7).map(lambda i: bytes([i]) * 16)
-AMOUNTS = st.integers(0, 2**30).map(lambda units: units * UNIT)
-EVIDENCE = st.builds(Evidence, AMOUNTS, AMOUNTS)
 ANSWERS = st.builds(
-    lambda tokens, question, correct, reward, step, failures, evidence, known: CachedAnswer(
+    lambda tokens, question, correct, reward, step, failures, known: CachedAnswer(
         np.array(tokens, dtype=np.int32),
         correct,
         reward,
         step,
         np.array(question, dtype=np.int32),
         failures,
-        evidence,
         np.array([-1 / (1 + i) for i in range(len(tokens))] if known else [], dtype=np.float16),
     ),
     st.lists(st.integers(0, 2**31 - 1), max_size=6),
@@ -33,7 +29,6 @@ ANSWERS = st.builds(
     st.floats(allow_nan=False),
     st.integers(-1, 10_000),
     st.integers(0, 3),
-    EVIDENCE,
     st.booleans(),
 )
 
@@ -43,8 +38,7 @@ def same(a: CachedAnswer, b: CachedAnswer) -> bool:
         a.tokens.tolist() == b.tokens.tolist()
         and a.question.tolist() == b.question.tolist()
         and a.logprobs.tolist() == b.logprobs.tolist()
-        and (a.correct, a.reward, a.step) == (b.correct, b.reward, b.step)
-        and (a.failures, a.evidence) == (b.failures, b.evidence)
+        and (a.correct, a.reward, a.step, a.failures) == (b.correct, b.reward, b.step, b.failures)
     )
 
 
@@ -89,19 +83,17 @@ class CacheMachine(RuleBasedStateMachine):
             with pytest.raises(KeyError):
                 self.cache.drop(key)
 
-    @rule(key=KEYS, failures=st.integers(0, 5), evidence=EVIDENCE)
-    def amend(self, key, failures, evidence):
+    @rule(key=KEYS, failures=st.integers(0, 5))
+    def amend(self, key, failures):
         if key in self.model:
-            self.model[key] = replace(self.model[key], failures=failures, evidence=evidence)
-            self.cache.amend(key, failures, evidence)
+            self.model[key] = replace(self.model[key], failures=failures)
+            self.cache.amend(key, failures)
 
     @invariant()
     def agree(self):
         assert [key for key, _ in self.cache.items()] == list(self.model)
         for key, answer in self.model.items():
             assert same(self.cache.get(key), answer)
-        seen = [answer.evidence for answer in self.model.values()]
-        assert self.cache.evidence == Evidence(sum(e.wrong for e in seen), sum(e.tokens for e in seen))
         metrics = self.cache.metrics(step=10_000)
         assert metrics["rpo/cache/bytes"] == self.cache.bytes == self.model_bytes()
         assert metrics["rpo/cache/evictions"] == self.evictions

@@ -64,18 +64,13 @@ def test_a_member_that_is_updated_anyway_carries_the_credit():
     assert [len(row) for row in found] == [0, 0, 0, 1]
 
 
-def test_by_value_a_prefix_has_what_its_group_earned_beyond_the_promise():
-    value = CreditConfig(rule="value")
-    of = of_lengths([1, 1, 1, 0], [8] * 4)
-    for expected, advantage in ((0.75, 0.0), (0.5, 0.25 / 0.5), (0.9, -0.15 / 0.3), (0.999, -0.249 / 0.15)):
-        found = credit(of, NO_SIGNAL, value, "token-mean", expected)
-        assert [span[2] / 4 for row in found for span in row] == ([pytest.approx(advantage)] if advantage else [])
-    assert credit(of, NO_SIGNAL, value, "token-mean", None) == [[]] * 4, "nothing is known of the question"
+def test_a_full_rollout_has_no_credit():
+    full = replace(group([0, 0], "full"), correct=np.array([True, True]))
+    assert credit(full, ADVANTAGES, CreditConfig(rule="paid"), "token-mean") == [[], []]
 
 
-@pytest.mark.parametrize("rule", ["value", "paid"])
-def test_a_full_rollout_has_no_credit(rule):
-    assert credit(group([0, 0], "full"), ADVANTAGES, CreditConfig(rule=rule), "token-mean", 0.5) == [[], []]
+def test_a_wrong_prefix_has_no_credit():
+    assert credit(of_lengths([0, 0], [8, 8]), ADVANTAGES, CreditConfig(rule="paid"), "token-mean") == [[], []]
 
 
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])

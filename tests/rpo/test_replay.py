@@ -8,7 +8,6 @@ import pytest
 
 from rpo_verl.question import TokenizerIdentity, question_key
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
-from rpo_verl.rpo.difficulty import Evidence
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import CacheConfig, CreditConfig, RolloutConfig, RPOConfig, TruncationConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
@@ -172,8 +171,6 @@ def test_a_first_visit_may_branch_from_trunks():
     group = replace(group, trunks=np.array([True, False, False, False]))
     assert group.reused.tolist() == [0, 30, 30, 30] and group.generated.tolist() == [40, 10, 10, 10]
     rpo.observe([group], 1, lambda keys: [(np.array(QUESTION), np.append(answer(39).tokens, END), NO_LOGPROBS)])
-    # The trunk was right with all of its tokens; its branches say nothing.
-    assert cached(rpo).evidence == Evidence(0, 40)
     assert plan(rpo, 2, 8).kind == "prefixed", "a second visit starts from the cache"
 
 
@@ -218,27 +215,6 @@ def test_branches_of_one_question_offer_one_response():
         counts = branches(rpo, *order)
         assert (counts["offered"], counts["stored"], counts["incomplete"]) == (1, 1, 0)
         assert len(cached(rpo).tokens) == 20 and cached(rpo).correct
-
-
-def test_trunks_of_one_visit_are_evidence_of_one_visit():
-    found = []
-    for order in ((20, 40), (40, 20)):
-        rpo = of_trunks()
-        branches(rpo, *([answer(tokens)] * 2 for tokens in order))
-        found.append(cached(rpo).evidence)
-    assert found == [Evidence(0, 62)] * 2
-
-
-def test_expected_success_falls_with_length_and_with_what_went_wrong():
-    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0, max_failures=None))
-    start = plan(rpo, 1, 2)
-    short, long = (group_of(start, [answer(tokens)] * 2) for tokens in (9, 49))
-    assert rpo.expected_success(short) is None
-    observe(rpo, 1, start, [answer(19), answer(19, correct=False)])
-    assert 0 < rpo.expected_success(long) < rpo.expected_success(short) < 1
-    before = rpo.expected_success(short)
-    observe(rpo, 2, plan(rpo, 2, 2), [answer(19, correct=False)] * 2)
-    assert rpo.expected_success(short) < before
 
 
 def test_every_nth_step_is_full():
@@ -379,29 +355,11 @@ def test_bounds_of_the_configuration_are_the_caches(tmp_path):
 def _fields(question):
     return {
         "tokens": np.arange(5, dtype=np.int32), "correct": True, "reward": 1.0, "step": 0,
-        "question": np.array([question], np.int32), "failures": 0, "evidence": Evidence(),
-        "logprobs": NO_LOGPROBS,
+        "question": np.array([question], np.int32), "failures": 0, "logprobs": NO_LOGPROBS,
     }  # fmt: skip
 
 
-def test_evidence_of_a_question_builds_up_over_its_groups():
-    rpo = rollouts(cache=CacheConfig(greedy_prob=1.0))
-    # Nothing known: a wrong answer went wrong half way.
-    observe(rpo, 1, plan(rpo, 1, 2), [answer(39), answer(19, correct=False)])
-    assert cached(rpo).evidence == rpo._cache.evidence == Evidence(1.0, 40 + 20 / 2)
-    # Half of that, and from a prefix what was generated behind it, whether or not the answer is replaced.
-
-    def behind(prefix):
-        return Start(KEY, "prefixed", 1, 100 - prefix, cached(rpo).tokens[:prefix], 39 - prefix, cached(rpo).id, 0)
-
-    observe(rpo, 2, behind(30), [answer(39)])
-    assert cached(rpo).evidence == Evidence(0.5, 25.0 + 10)
-    counts = observe(rpo, 3, behind(30), [answer(45, correct=False)])
-    assert (counts["kept"], counts["stored"]) == (0, 0), "the only member failed, so the answer is dropped"
-    assert counts["dropped"] == 1
-
-
-def test_evidence_grows_where_the_old_answer_is_kept():
+def test_a_right_answer_is_kept_where_a_wrong_one_is_offered():
     rpo = rollouts(cache=CacheConfig(greedy_prob=0.0, max_failures=None))
     put(rpo, answer(39))
     start = Start(KEY, "prefixed", 2, 70, answer(39).tokens[:30], 9, answer(39).id, 0)
@@ -409,7 +367,6 @@ def test_evidence_grows_where_the_old_answer_is_kept():
     counts = observe(rpo, 2, start, [answer(45), answer(45, correct=False)])
     assert counts == {"offered": 1, "incomplete": 0, "greedy": 0, "kept": 1}
     assert len(cached(rpo).tokens) == 39
-    assert cached(rpo).evidence == Evidence(1.0, 16 + 16 / 2)
 
 
 def test_an_answer_beyond_the_limit_gets_a_full_rollout():

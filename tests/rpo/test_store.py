@@ -14,7 +14,6 @@ import pytest
 from rpo_verl.question import TokenizerIdentity, question_key
 from rpo_verl.rpo import store
 from rpo_verl.rpo.cache import CachedAnswer, ExperienceCache
-from rpo_verl.rpo.difficulty import Evidence
 
 TOKENIZER = TokenizerIdentity.of("tiny", {"a": 0, "b": 1}, "template")
 
@@ -25,8 +24,7 @@ def make_cache(entries=40):
         question = np.array([i, *rng.integers(0, 1000, rng.integers(0, 30))], dtype=np.int32)
         tokens = rng.integers(0, 1000, rng.integers(0, 200)).astype(np.int32)
         logprobs = -rng.exponential(size=len(tokens) if i % 4 else 0).astype(np.float16)
-        evidence = Evidence(i / 4, 100.0 + i)
-        answer = CachedAnswer(tokens, bool(i % 3), i / 7, i, question, i % 2, evidence, logprobs)
+        answer = CachedAnswer(tokens, bool(i % 3), i / 7, i, question, i % 2, logprobs)
         cache.put(question_key(question, TOKENIZER.fingerprint), answer)
     return cache
 
@@ -34,7 +32,7 @@ def make_cache(entries=40):
 def contents(cache):
     def fields(a):
         arrays = (a.tokens.tolist(), a.question.tolist())
-        return *arrays, a.correct, a.reward, a.step, a.failures, a.evidence, a.logprobs.tolist()
+        return *arrays, a.correct, a.reward, a.step, a.failures, a.logprobs.tolist()
 
     return [(key, *fields(answer)) for key, answer in cache.items()]
 
@@ -69,8 +67,7 @@ def test_pandas_reads_it(tmp_path):
     store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
     frame = pd.read_parquet(tmp_path / "rpo" / "cache.parquet")
     assert list(frame.columns) == [
-        "key", "question_ids", "answer_ids", "reward", "correct", "step", "failures", "wrong_seen", "tokens_seen",
-        "logprobs",
+        "key", "question_ids", "answer_ids", "reward", "correct", "step", "failures", "logprobs",
     ]  # fmt: skip
     assert len(frame) == 40
     assert frame.answer_ids[3].tolist() == list(make_cache().items())[3][1].tokens.tolist()
@@ -111,7 +108,7 @@ def test_a_newer_schema_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "SCHEMA_VERSION", store.SCHEMA_VERSION + 1)
     store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
     monkeypatch.undo()
-    with pytest.raises(store.StoreError, match=r"manifest\.json: schema version 4.*reads up to 3"):
+    with pytest.raises(store.StoreError, match=r"manifest\.json: schema version 5.*reads up to 4"):
         store.load(tmp_path / "rpo", TOKENIZER)
 
 
@@ -120,14 +117,20 @@ def test_nothing_there(tmp_path):
         store.load(tmp_path / "rpo", TOKENIZER)
 
 
-@pytest.mark.parametrize(("version", "lacks"), [(1, ["wrong_seen", "tokens_seen", "logprobs"]), (2, ["logprobs"])])
-def test_an_older_schema_is_read(version, lacks, tmp_path):
+@pytest.mark.parametrize(("version", "evidence", "logprobs"), [(1, False, False), (2, True, False), (3, True, True)])
+def test_an_older_schema_is_read(version, evidence, logprobs, tmp_path):
+    """Versions 2 and 3 had evidence of questions before the log-probabilities; it is not read."""
     store.save(make_cache(), tmp_path / "rpo", TOKENIZER, step=1)
-    table = pq.read_table(tmp_path / "rpo" / "cache.parquet").drop_columns(lacks)
+    table = pq.read_table(tmp_path / "rpo" / "cache.parquet")
+    if evidence:
+        for name in ("wrong_seen", "tokens_seen"):
+            column = pa.field(name, pa.float64(), nullable=False)
+            table = table.add_column(table.schema.get_field_index("logprobs"), column, pa.array([1.5] * len(table)))
+    if not logprobs:
+        table = table.drop_columns(["logprobs"])
     seal(tmp_path / "rpo", table, version=version)
     found = contents(store.load(tmp_path / "rpo", TOKENIZER)[0])
-    unknown = Evidence() if "wrong_seen" in lacks else None
-    assert found == [(*fields, unknown or evidence, []) for *fields, evidence, _ in contents(make_cache())]
+    assert found == [(*fields, known if logprobs else []) for *fields, known in contents(make_cache())]
     seal(tmp_path / "rpo", table)
     with pytest.raises(store.StoreError, match="its columns are"):
         store.load(tmp_path / "rpo", TOKENIZER)
@@ -154,8 +157,6 @@ FORGERIES = {
     "repeated rows": lambda t: pa.concat_tables([t, t]),
     "negative token": lambda t: columns(t, answer_ids=pa.array([[-1]] * len(t), t.schema.field("answer_ids").type)),
     "shuffled keys": lambda t: columns(t, key=t["key"].take([*range(1, len(t)), 0])),
-    "endless evidence": lambda t: columns(t, tokens_seen=pa.array([float("inf")] * len(t))),
-    "negative evidence": lambda t: columns(t, wrong_seen=pa.array([-1.0] * len(t))),
     "negative failures": lambda t: columns(t, failures=pa.array([-1] * len(t), pa.int32())),
 }
 

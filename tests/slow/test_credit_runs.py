@@ -27,8 +27,7 @@ SETTINGS = {
         "algorithm.rollout_correction.rollout_rs=token_k1",
         "algorithm.rollout_correction.rollout_rs_threshold=0.9_1.1",
     ],
-    "value, rloo, KL, several updates": [
-        "rpo.credit.rule=value",
+    "rloo, KL, several updates": [
         "algorithm.adv_estimator=rloo",
         "actor_rollout_ref.actor.use_kl_loss=true",
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
@@ -86,7 +85,7 @@ def test_it_trains_heads(run):
         assert step["rpo/credit/unknown_total"] == 0
 
 
-def test_one_member_of_a_branch_carries_its_credit(run, request):
+def test_one_member_of_a_branch_carries_its_credit(run):
     seen = 0
     for step in run.steps:
         groups = defaultdict(list)
@@ -98,7 +97,7 @@ def test_one_member_of_a_branch_carries_its_credit(run, request):
             advantages = [row["rpo_prefix_advantage"] for row in members if row["rpo_prefix_advantage"] is not None]
             assert len(advantages) <= 1
             seen += len(advantages)
-            if "value" not in request.node.callspec.params["run"] and members[0]["rpo_prefix_tokens"]:
+            if members[0]["rpo_prefix_tokens"]:
                 right = np.mean([row["rpo_correct"] for row in members])
                 assert (right > 0) == (len(advantages) == 1 and advantages[0] > 0)
     assert seen == sum(step["rpo/credit/groups_total"] for step in run.steps) > 0

@@ -1,11 +1,11 @@
 """Credit, written to veRL's queue once, after the user's estimator."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from rpo_verl.rpo.credit import WEIGHTED, Span, credit, prefix_advantage, response_mean_weights
+from rpo_verl.rpo.credit import Span, credit, prefix_value, response_mean_weights
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import CreditConfig
 from rpo_verl.upstream import queue
@@ -30,7 +30,6 @@ def write_credit(
     groups: Sequence[Group],
     options: CreditConfig,
     loss_agg_mode: str,
-    expected_success: Callable[[Group], float | None],
     corrected: bool = False,
 ) -> Credited:
     """Give every token of a batch its final advantage, and put the tokens of spans into the loss.
@@ -41,7 +40,6 @@ def write_credit(
         groups: those of the batch that RPO started.
         options: see `rpo_verl.rpo.credit`.
         loss_agg_mode: veRL's `actor.loss_agg_mode`.
-        expected_success: V(q) of a group's question.
         corrected: whether veRL weighs tokens by `rollout_is_weights`. Those of a prefix become 1: its ratio to the
             policy that wrote it stands in the loss itself.
     """
@@ -52,16 +50,15 @@ def write_credit(
         reused = group.prefix_tokens.tolist()
         own = np.array([float(rows[key][0][tokens]) for key, tokens in zip(group.keys, reused, strict=True)])
         estimated |= zip(group.keys, own.tolist(), strict=True)
-        expected = expected_success(group) if options.rule in WEIGHTED else None
-        planned.append((group, expected, credit(group, own, options, loss_agg_mode, expected)))
+        planned.append((group, credit(group, own, options, loss_agg_mode)))
     unknown: set[str] = set()
-    if options.rule in WEIGHTED:
-        carried = {k: row[0] for group, _, found in planned for k, row in zip(group.keys, found, strict=True) if row}
+    if options.needs_logprobs:
+        carried = {k: row[0] for group, found in planned for k, row in zip(group.keys, found, strict=True) if row}
         unknown = _use_old_log_probs(carried, partition_id)
     spans, credited, untrained, counted = {}, {}, {}, _Counted(options)
-    for group, expected, given in planned:
+    for group, given in planned:
         found = [[] if key in unknown else row for key, row in zip(group.keys, given, strict=True)]
-        counted.add(group, expected, given, found)
+        counted.add(group, given, found)
         spans |= {key: row for key, row in zip(group.keys, found, strict=True) if row}
         covered = [sum(stop - start for start, stop, _ in row) for row in found]
         credited |= zip(group.keys, covered, strict=True)
@@ -91,28 +88,24 @@ def write_credit(
 
 
 class _Counted:
-    """Metrics of the rules that give a shared prefix one advantage."""
+    """Metrics of the rule that gives a shared prefix one advantage."""
 
     def __init__(self, options: CreditConfig) -> None:
-        self._options, self._errors = options, list[float]()
+        self._options = options
         self._advantages, self._tokens, self._unknown = list[float](), 0, 0
 
-    def add(self, group: Group, expected: float | None, given: list[list[Span]], found: list[list[Span]]) -> None:
-        """Count a group: V(q), the spans that its prefix earned, and those that are trained."""
-        # V(q) speaks of responses that were generated whole.
-        whole = group.correct[group.reused == 0]
-        if expected is not None and len(whole):
-            self._errors.append(expected - float(whole.mean()))
+    def add(self, group: Group, given: list[list[Span]], found: list[list[Span]]) -> None:
+        """Count a group: the spans that its prefix earned, and those that are trained."""
         trained = sum(stop - start for row in found for start, stop, _ in row)
         if trained:
-            self._advantages.append(prefix_advantage(group.correct, self._options, expected))
+            self._advantages.append(prefix_value(group.correct))
             self._tokens += trained
         elif any(given):
             self._unknown += 1
 
     def metrics(self) -> dict[str, float]:
         """`rpo/credit/*`; means are absent where there is nothing to average."""
-        if self._options.rule not in WEIGHTED:
+        if not self._options.needs_logprobs:
             return {}
         found: dict[str, float] = {
             "rpo/credit/groups_total": len(self._advantages),
@@ -122,8 +115,6 @@ class _Counted:
         if self._advantages:
             found["rpo/credit/advantage_mean"] = float(np.mean(self._advantages))
             found["rpo/credit/advantage_std"] = float(np.std(self._advantages))
-        if self._errors:
-            found["rpo/credit/expected_error_mean"] = float(np.mean(self._errors))
         return found
 
 

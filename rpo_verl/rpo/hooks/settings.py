@@ -6,10 +6,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rpo_verl.config import ConfigError
-from rpo_verl.rpo.credit import WEIGHTED
 from rpo_verl.rpo.hooks import NAME, SINGLE_TURN
 from rpo_verl.rpo.hooks.advantage import UNSUPPORTED
-from rpo_verl.rpo.options import RPOConfig, validate
+from rpo_verl.rpo.options import CreditConfig, RPOConfig, validate
 from rpo_verl.rpo.store import StoreError, read_manifest
 from rpo_verl.upstream.settings import MANAGER, read_options, whole_number
 
@@ -64,7 +63,7 @@ def check(config: DictConfig) -> RPOConfig:
             "or rpo.credit.rule=none and rpo.rollout.trunks=0."
         )
     if options.credit.rule != "none":
-        _refuse_what_needs_the_prefix(config, options.credit.rule)
+        _refuse_what_needs_the_prefix(config, options.credit)
     if options.cache.path is not None:
         try:
             read_manifest(Path(options.cache.path))
@@ -78,18 +77,18 @@ def check(config: DictConfig) -> RPOConfig:
     return options
 
 
-def _refuse_what_needs_the_prefix(config: DictConfig, rule: str) -> None:
+def _refuse_what_needs_the_prefix(config: DictConfig, credit: CreditConfig) -> None:
     correction = config.algorithm.get("rollout_correction") or {}
     loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
-    if rule in WEIGHTED and loss in SEQUENCE_LOSSES:
+    if credit.needs_logprobs and loss in SEQUENCE_LOSSES:
         raise ConfigError(
-            f"rpo.credit.rule={rule} with actor_rollout_ref.actor.policy_loss.loss_mode={loss}: that loss has one "
-            "ratio for a whole response, and an older policy wrote its prefix. Use a loss with a ratio for each token, "
-            "such as vanilla, or rpo.credit.rule=none."
+            f"rpo.credit.rule={credit.rule} with actor_rollout_ref.actor.policy_loss.loss_mode={loss}: that loss has "
+            "one ratio for a whole response, and an older policy wrote its prefix. Use a loss with a ratio for each "
+            "token, such as vanilla, or rpo.credit.rule=none."
         )
-    if rule in WEIGHTED:
-        _refuse_unknown_log_probs(config, rule)
-    if rule != "literal":
+    if credit.needs_logprobs:
+        _refuse_unknown_log_probs(config, credit.rule)
+    if credit.rule != "literal":
         return
     if correction.get("bypass_mode", False):
         raise ConfigError(

@@ -184,9 +184,8 @@ class PartialRolloutTrainer:
         started = time.perf_counter()
         loss_agg_mode = self.config.actor_rollout_ref.actor.loss_agg_mode
         credited = write_credit(
-            batch.keys, batch.partition_id, groups, self._options.credit, loss_agg_mode,
-            self._rollouts.expected_success, corrected=weighs_tokens(self.config),
-        )  # fmt: skip
+            batch.keys, batch.partition_id, groups, self._options.credit, loss_agg_mode, weighs_tokens(self.config)
+        )
         metrics.update(credited.metrics)
         metrics["timing_s/rpo_credit"] = time.perf_counter() - started
 
@@ -235,7 +234,7 @@ class PartialRolloutTrainer:
         return self._rollouts.observe(groups, self.global_steps, fetch)
 
     def _earns_credit(self, group: Group) -> bool:
-        return earns_credit(group, self._options.credit, self._rollouts.expected_success(group))
+        return earns_credit(group, self._options.credit)
 
     def _learn_from_discarded(self, groups: list[Group], partition_id: str) -> None:
         """Groups that were generated and are not trained on count for the cache all the same."""

@@ -16,11 +16,11 @@ from rich.filesize import decimal
 
 from rpo_verl import algorithms
 from rpo_verl.rpo.cache import ENTRY_BYTES, LOGPROB_BYTES, TOKEN_BYTES
-from rpo_verl.rpo.credit import WEIGHTED
 from rpo_verl.tools.cli.common import installed_version
 from rpo_verl.upstream import contract, preflight
 from rpo_verl.upstream.data_files import DataFile
 from rpo_verl.upstream.preflight import Finding
+from rpo_verl.upstream.settings import read_options
 
 PACKAGES = ("verl", "torch", "transformers", "ray", "TransferQueue", "hydra-core")
 SAMPLED_ROWS, SAMPLED_TRUTHS = 2000, 200
@@ -248,9 +248,10 @@ def _questions(config: DictConfig, files: list[DataFile]) -> Iterator[Finding]:
         yield Finding(False, "data", f"{left}, so there would be no step")
     if config.get("rpo") is None:
         return
-    of_a_token = TOKEN_BYTES + (LOGPROB_BYTES if config.rpo.credit.rule in WEIGHTED else 0)
+    options = read_options(config, "rpo")
+    of_a_token = TOKEN_BYTES + (LOGPROB_BYTES if options.credit.needs_logprobs else 0)
     most = rows * (ENTRY_BYTES + TOKEN_BYTES * int(lengths.mean()) + of_a_token * data.max_response_length)
-    size = min(most, config.rpo.cache.max_bytes or most)
+    size = min(most, options.cache.max_bytes or most)
     fits = size < psutil.virtual_memory().available
     details = f"at most {decimal(size)} with every question answered at full length"
     yield Finding(fits, "experience cache", details + ("" if fits else "; bound it with rpo.cache.max_bytes"))

@@ -149,10 +149,8 @@ def build_charts(runs: list[Run]) -> list[Chart]:
                     {"before shaping": ("rpo/groups/no_signal_share_before_shaping",),
                      "after shaping": ("rpo/groups/no_signal_share_after_shaping",)}),
         _over_steps(labels, "credit", "Credit of prefixes",
-                    "Mean advantage of the trained prefixes. With rpo.credit.rule=value it should stay near 0, and so "
-                    "should the error of the expected success: expected less observed, over full rollouts.", "",
-                    {"advantage": ("rpo/credit/advantage_mean",), "spread": ("rpo/credit/advantage_std",),
-                     "error of the expected success": ("rpo/credit/expected_error_mean",)}),
+                    "Advantage of the trained prefixes: the share of correct responses behind them.", "",
+                    {"mean": ("rpo/credit/advantage_mean",), "spread": ("rpo/credit/advantage_std",)}),
         _over_steps(labels, "kinds", "Generated tokens by kind of group",
                     "Tokens generated in the groups of a batch.", "tokens",
                     {kind: (f"rpo/tokens/{kind}_total",) for kind in ("full", "prefixed", "refreshed", "branched")}),
