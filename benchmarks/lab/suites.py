@@ -8,7 +8,7 @@ from benchmarks.learning_rates import learning_rate
 Suite = Mapping[str, tuple[str, ...]]
 
 #: What a sweep tries; where the best one is the first or the last, the sweep goes on beyond it.
-LEARNING_RATES = ("1.5e-4", "3e-4", "6e-4", "1.2e-3")
+LEARNING_RATES = ("1.5e-4", "3e-4", "4.5e-4", "6e-4", "1.2e-3")
 #: Tokens of RPO with its defaults, as a share of GRPO's.
 RPO_TOKENS = 0.18
 #: Tokens of GRPO in 48 steps of 64 responses.
@@ -23,11 +23,12 @@ class Named:
     seeds: tuple[int, ...]
 
 
-#: Cuts in the last tenth, no full steps and no shaping, spelt out so that arms outlive the defaults.
-_SHORT = (
-    "--arm", "rpo", "rpo.truncation.max_fraction=0.1", "rpo.rollout.full_rollout_every=0", "rpo.reward.shaping=false",
-)  # fmt: skip
+#: Cuts in the last tenth and no full steps, spelt out so that arms outlive the defaults.
+_SHORT = ("--arm", "rpo", "rpo.truncation.max_fraction=0.1", "rpo.rollout.full_rollout_every=0")
 _PAID, _TRUNKS = "rpo.credit.rule=paid", "rpo.rollout.trunks=4"
+_SHAPED, _UNSHAPED = (f"rpo.reward.shaping={switch}" for switch in ("true", "false"))
+#: The defaults.
+_RPO = (*_SHORT, _SHAPED, _TRUNKS, _PAID)
 #: The defaults that RPO had without credit: the least loss of accuracy that shared prefixes allow then.
 UNCREDITED = (
     "rpo.truncation.max_fraction=1", "rpo.rollout.full_rollout_every=4", "rpo.credit.rule=none",
@@ -38,8 +39,9 @@ FAMILIES = {
     "grpo": ("--arm", "grpo"),
     "dapo": ("--arm", "dapo"),
     "raft": ("--arm", "raft"),
-    "rpo": (*_SHORT, _TRUNKS, _PAID),
-    "rpo-none": (*_SHORT, _TRUNKS, "rpo.credit.rule=none"),
+    "rpo": _RPO,
+    "rpo-unshaped": (*_SHORT, _UNSHAPED, _TRUNKS, _PAID),
+    "rpo-none": (*_SHORT, _UNSHAPED, _TRUNKS, "rpo.credit.rule=none"),
     "rpo-uncredited": ("--arm", "rpo", *UNCREDITED),
 }
 #: The policies that runs begin with.
@@ -89,14 +91,14 @@ REUSE = _on_policies(
         "raft": ("raft", "--arm", "raft"),
         "rpo-uncredited": ("rpo-uncredited", *FAMILIES["rpo-uncredited"]),
         "rpo-none": ("rpo-none", *FAMILIES["rpo-none"]),
-        "rpo-trunks0": ("rpo", *_SHORT, "rpo.rollout.trunks=0", _PAID),
-        "rpo-trunks1": ("rpo", *_SHORT, "rpo.rollout.trunks=1", _PAID),
-        "rpo-weights1": ("rpo", *_SHORT, _TRUNKS, _PAID, *_WEIGHTS),
-        "rpo-uniform": ("rpo", *_SHORT, _TRUNKS, _PAID, "rpo.cache.greedy_prob=0"),
-        "rpo-shaped": ("rpo", *_SHORT, _TRUNKS, _PAID, "rpo.reward.shaping=true"),
-        "rpo-L0.25": ("rpo", *_SHORT, _TRUNKS, _PAID, "rpo.truncation.max_fraction=0.25"),
+        "rpo-unshaped": ("rpo", *FAMILIES["rpo-unshaped"]),
+        "rpo-trunks0": ("rpo", *_SHORT, _UNSHAPED, "rpo.rollout.trunks=0", _PAID),
+        "rpo-trunks1": ("rpo", *_SHORT, _UNSHAPED, "rpo.rollout.trunks=1", _PAID),
+        "rpo-weights1": ("rpo", *_RPO, *_WEIGHTS),
+        "rpo-uniform": ("rpo", *_RPO, "rpo.cache.greedy_prob=0"),
+        "rpo-L0.25": ("rpo", *_RPO, "rpo.truncation.max_fraction=0.25"),
         "grpo-skip": ("grpo", "--arm", "grpo", "--skip-solved", "0.9"),
-        "rpo-skip": ("rpo", *_SHORT, _TRUNKS, _PAID, "--skip-solved", "0.9"),
+        "rpo-skip": ("rpo", *_RPO, "--skip-solved", "0.9"),
         "drafts": ("grpo", "--arm", "drafts"),
         "drafts-lenient": ("grpo", "--arm", "drafts", "--lenience", "1.65"),
     }
