@@ -9,7 +9,7 @@ from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
 from benchmarks.lab.groups import Finished
 from rpo_verl.lean.subset import advantages_within
-from rpo_verl.rpo.credit import credit, response_mean_weights
+from rpo_verl.rpo.credit import credit, imitation, response_mean_weights
 from rpo_verl.rpo.options import CreditConfig
 
 #: How the loss is averaged, as veRL's `actor.loss_agg_mode`.
@@ -119,7 +119,11 @@ def give_credit(groups: Sequence[Finished], batch: Batch, options: CreditConfig)
     own = batch.advantages[np.arange(len(prefix)), prefix].double().numpy()
     spans, row = [], 0
     for one in groups:
-        spans += credit(one.group, own[row : row + len(one.group)], options, LOSS_AGG_MODE)
+        members = slice(row, row + len(one.group))
+        if options.rule == "imitate":
+            own[members] = imitation(one.group, [response.tolist() for response in one.responses])
+            batch.advantages[members] = torch.from_numpy(own[members]).float()[:, None] * batch.mask[members]
+        spans += credit(one.group, own[members], options, LOSS_AGG_MODE)
         row += len(one.group)
     covered = np.array([sum(stop - start for start, stop, _ in found) for found in spans])
     for row, found in enumerate(spans):

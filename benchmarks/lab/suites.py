@@ -91,6 +91,7 @@ REUSE = _on_policies(
         "raft": ("raft", "--arm", "raft"),
         "rpo-uncredited": ("rpo-uncredited", *FAMILIES["rpo-uncredited"]),
         "rpo-none": ("rpo-none", *FAMILIES["rpo-none"]),
+        "rpo-imitate": ("rpo", *_SHORT, _SHAPED, _TRUNKS, "rpo.credit.rule=imitate"),
         "rpo-unshaped": ("rpo", *FAMILIES["rpo-unshaped"]),
         "rpo-trunks0": ("rpo", *_SHORT, _UNSHAPED, "rpo.rollout.trunks=0", _PAID),
         "rpo-trunks1": ("rpo", *_SHORT, _UNSHAPED, "rpo.rollout.trunks=1", _PAID),

@@ -34,7 +34,7 @@ from benchmarks.lab.policy import Policy
 from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward, states_answer
 from benchmarks.lab.sampler import Continuation, Sampler
 from benchmarks.lab.update import UpdateOptions, Updater
-from rpo_verl.rpo.credit import earns_credit
+from rpo_verl.rpo.credit import teaches
 from rpo_verl.rpo.group import Group, differ
 from rpo_verl.rpo.options import RewardConfig, RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
@@ -180,12 +180,12 @@ class Training:
         return collect(
             self._new_groups,
             self.args.batch,
-            signal_of(self.method, self._earns_credit),
+            signal_of(self.method, self._teaches),
             None if limit is None else round(limit * self.args.batch),
         )
 
-    def _earns_credit(self, group: Group) -> bool:
-        return earns_credit(group, self._rpo.credit)
+    def _teaches(self, group: Group) -> bool:
+        return teaches(group, self._rpo.credit)
 
     def _new_groups(self, count: int) -> list[Finished]:
         questions = self._visits.take(count, self._is_solved)

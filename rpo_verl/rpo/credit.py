@@ -1,12 +1,15 @@
 """Which tokens of a response are trained, and with which advantage: the only place where token credit is decided.
 
-The user's estimator gives the generated tokens of a response their advantages. Credit adds spans of tokens that the
-loss would not cover otherwise, and scales a response's advantages for the mean that veRL takes over tokens.
+The user's estimator gives the generated tokens of a response their advantages, unless right responses are imitated.
+Credit adds spans of tokens that the loss would not cover otherwise, and scales a response's advantages for the mean
+that veRL takes over tokens.
 
 A prefix that all members share earns nothing from advantages that are relative to the group: they sum to zero over it.
 But the group shows what its prefix is worth: the share of correct members estimates V(prefix), the success to be
 expected behind it.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,12 +20,32 @@ Span = tuple[int, int, float]
 """Tokens from start to stop (exclusive) of a response, and their advantage."""
 
 
+def imitation(group: Group, responses: Sequence[Sequence[int]]) -> np.ndarray:
+    """Advantages of the generated tokens under `imitate`: 1 for a correct response, nothing for a wrong one.
+
+    The first of the members that wrote the same carries it for all of them, so that equal responses cost one row of the
+    update.
+
+    Args:
+        group: the responses.
+        responses: (G,) token ids of each, prefix included.
+
+    Returns:
+        (G,) float.
+    """
+    found, carriers = np.zeros(len(group)), dict[tuple[int, ...], int]()
+    for member, (is_right, response) in enumerate(zip(group.correct.tolist(), responses, strict=True)):
+        if is_right:
+            found[carriers.setdefault(tuple(response), member)] += 1
+    return found
+
+
 def credit(group: Group, advantages: np.ndarray, options: CreditConfig, loss_agg_mode: str) -> list[list[Span]]:
     """Give the tokens of prefixes their advantages.
 
-    `literal` gives the prefix of each member the advantage of its suffix (the paper's formula). `paid` gives a shared
-    prefix one advantage, V(prefix); a single member carries it for all of them, so that the others leave the update
-    where their suffixes have no advantage.
+    `literal` gives the prefix of each member the advantage of its suffix (the paper's formula). `paid` and `imitate`
+    give a shared prefix one advantage, V(prefix); a single member carries it for all of them, so that the others leave
+    the update where their suffixes have no advantage.
 
     Args:
         group: the responses.
@@ -48,8 +71,13 @@ def credit(group: Group, advantages: np.ndarray, options: CreditConfig, loss_agg
 
 
 def earns_credit(group: Group, options: CreditConfig) -> bool:
-    """Whether the shared prefix of a group has an advantage of its own, so that the group teaches something."""
+    """Whether the shared prefix of a group has an advantage of its own."""
     return options.needs_logprobs and int(group.prefix_tokens.min()) > 0 and bool(group.correct.any())
+
+
+def teaches(group: Group, options: CreditConfig) -> bool:
+    """Whether credit makes something of a group, also where the estimator's advantages are all zero."""
+    return earns_credit(group, options) or (options.rule == "imitate" and bool(group.correct.any()))
 
 
 def prefix_value(correct: np.ndarray) -> float:

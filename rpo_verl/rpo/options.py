@@ -107,15 +107,16 @@ class CacheConfig:
 class CreditConfig:
     """Which tokens of a response are trained, and with which advantage."""
 
-    rule: str = option("paid", one_of("none", "literal", "paid"))
+    rule: str = option("paid", one_of("none", "literal", "paid", "imitate"))
     """`none` trains the suffix alone. `literal` gives the prefix the advantage of its suffix, as the paper's formula
-    does. `paid` gives a shared prefix the share of correct responses behind it. Paper: literal; it took 1.6 times as
-    long and ended 2 points lower in single runs (docs/ablations.md)."""
+    does. `paid` gives a shared prefix the share of correct responses behind it. `imitate` does the same, and pays the
+    rest of a correct response 1 and of a wrong one nothing, in place of the estimator. Paper: literal; it took 1.6
+    times as long and ended 2 points lower in single runs (docs/ablations.md)."""
 
     @property
     def needs_logprobs(self) -> bool:
         """Whether the rule needs the log-probabilities under the policy that wrote the prefix."""
-        return self.rule == "paid"
+        return self.rule in ("paid", "imitate")
 
 
 @dataclass

@@ -330,6 +330,18 @@ def test_the_head_of_a_right_trunk_is_paid_once_and_that_of_a_wrong_one_is_not()
     assert batch.advantages.count_nonzero() == 2
 
 
+def test_right_responses_are_imitated_as_a_whole():
+    _, found = branched(*TRUNKS, [5, END], [6, 7, END])
+    batch = as_batch(found)
+    estimate(found, batch, "grpo")
+    assert give_credit(found, batch, CreditConfig(rule="imitate")) == [1.0]
+    factor = 13 / 19
+    # The branch carries the head for both; the trunk has its own rest.
+    assert batch.advantages[1, :4].tolist() == pytest.approx([2 * factor] * 2 + [factor] * 2)
+    assert batch.advantages[0, :5].tolist() == pytest.approx([0, 0] + [factor] * 3)
+    assert not batch.advantages[2:].any()
+
+
 def test_weights_of_reused_tokens_are_cut_instead_of_clipped():
     _, found = branched(*TRUNKS, [5, END], [6, 7, END])
     batch = as_batch(found)

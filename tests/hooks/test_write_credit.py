@@ -179,10 +179,10 @@ def test_rows_passed_through_share_the_mean_over_tokens(make_table):
 @pytest.mark.parametrize("mode", MODES)
 def test_advantages_come_back_as_the_estimator_computed_them(make_table, rule, mode):
     table = make_table()
-    estimated = credited(table.keys, table.groups(), rule, mode).estimated
-    assert estimated == pytest.approx(dict(zip(table.keys, ADVANTAGES, strict=True)))
+    generated = credited(table.keys, table.groups(), rule, mode).generated
+    assert generated == pytest.approx(dict(zip(table.keys, ADVANTAGES, strict=True)))
     table = make_table()
-    assert list(credited(table.keys, table.groups("b"), rule, mode).estimated) == ["b_0_0", "b_1_0"]
+    assert list(credited(table.keys, table.groups("b"), rule, mode).generated) == ["b_0_0", "b_1_0"]
 
 
 def test_what_was_read_is_not_changed_in_place(make_table):
@@ -213,6 +213,31 @@ def test_a_paid_prefix_is_trained_once_against_the_policy_that_wrote_it(paid):
     assert table.columns["old_log_probs"][carrier].tolist() == pytest.approx([np.log(0.5)] * 4 + [-0.1] * 2)
     assert table.columns["response_mask"][other][:4].tolist() == [0] * 4
     assert table.columns["old_log_probs"][other].tolist() == pytest.approx([-0.1] * 8)
+
+
+def test_right_responses_are_imitated(paid):
+    """Both members wrote the same, and a full group has a right and a wrong one."""
+    table, _ = paid
+    prefixed, full = table.groups()
+    groups = [
+        replace(prefixed, correct=np.array([True, True]), response_tokens=np.array([6, 6])),
+        replace(full, correct=np.array([True, False])),
+    ]
+    table.columns["responses"] = {key: torch.arange(9) for key in table.keys}
+    found = credited(table.keys, groups, "imitate", "seq-mean-token-sum")
+    advantages = {key: row.tolist() for key, row in table.columns["advantages"].items()}
+    assert advantages["a_0_0"] == [2.0] * 8 and advantages["a_1_0"] == [0.0] * 6, "one carries prefix and suffix"
+    assert advantages["b_0_0"] == [1.0] * 5 and advantages["b_1_0"] == [0.0] * 5
+    assert found.generated == {"a_0_0": 2, "a_1_0": 0, "b_0_0": 1, "b_1_0": 0} and found.prefixes == {"a_0_0": 2}
+
+
+def test_by_imitation_tokens_of_a_tool_stay_out_of_the_loss(make_table):
+    table = make_table([0, 0], [4, 4], [0.5, -0.5], masks=[[1, 1, 0, 1], [1, 1, 1, 1]])
+    table.columns["responses"] = {key: torch.arange(4) for key in table.keys}
+    groups = [replace(group, correct=np.array([True, False])) for group in table.groups("a")]
+    credited(table.keys, groups, "imitate", "token-mean")
+    assert table.columns["advantages"]["a_0_0"].tolist() == [1, 1, 0, 1]
+    assert table.columns["response_mask"]["a_0_0"].tolist() == [1, 1, 0, 1]
 
 
 def test_veRLs_own_weights_leave_a_paid_prefix_alone(paid):

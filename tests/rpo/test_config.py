@@ -28,7 +28,7 @@ RANGES = {
     "rpo.cache.max_failures": ([1], [0, -1]),
     "rpo.cache.max_entries": ([1], [0]),
     "rpo.cache.max_bytes": ([300], [0, 299]),
-    "rpo.credit.rule": (["none", "literal", "paid"], ["whole", "value"]),
+    "rpo.credit.rule": (["none", "literal", "paid", "imitate"], ["whole", "value"]),
     "r2po.head_every": ([2, 40], [0, -1]),
     "r2po.head_steps": ([0, 4], [-1]),
     "r2po.correction": (["importance", "none"], ["token"]),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from verl.trainer.ppo.core_algos import agg_loss
 
-from rpo_verl.rpo.credit import credit, response_mean_weights
+from rpo_verl.rpo.credit import credit, imitation, response_mean_weights, teaches
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import CreditConfig
 from rpo_verl.rpo.start import Start
@@ -71,6 +71,32 @@ def test_a_full_rollout_has_no_credit():
 
 def test_a_wrong_prefix_has_no_credit():
     assert credit(of_lengths([0, 0], [8, 8]), ADVANTAGES, CreditConfig(rule="paid"), "token-mean") == [[], []]
+
+
+RESPONSES = [[1, 2, 3], [1, 2, 4], [1, 2, 3], [1, 2, 5]]
+
+
+def test_right_responses_are_imitated_and_equal_ones_once():
+    of = of_lengths([1, 1, 1, 0], [3] * 4, prefix=2)
+    assert imitation(of, RESPONSES).tolist() == [2, 1, 0, 0]
+    of = of_lengths([0, 0, 0, 0], [3] * 4, prefix=2)
+    assert imitation(of, RESPONSES).tolist() == [0] * 4
+
+
+def test_by_imitation_a_prefix_is_paid_on_a_row_that_is_updated_anyway():
+    of = of_lengths([0, 1, 1, 1], [8, 9, 9, 9])
+    advantages = imitation(of, [[1] * 8, [2] * 9, [3] * 9, [2] * 9])
+    found = credit(of, advantages, CreditConfig(rule="imitate"), "token-mean")
+    assert advantages.tolist() == [0, 2, 1, 0] and found == [[], [(0, 4, 4 * 0.75)], [], []]
+
+
+@pytest.mark.parametrize(
+    ("rule", "full", "prefixed", "wrong"),
+    [("none", False, False, False), ("paid", False, True, False), ("imitate", True, True, False)],
+)
+def test_which_groups_credit_makes_something_of(rule, full, prefixed, wrong):
+    groups = (of_lengths([1, 1], [8, 8], prefix=0), of_lengths([1, 1], [8, 8]), of_lengths([0, 0], [8, 8]))
+    assert [teaches(group, CreditConfig(rule=rule)) for group in groups] == [full, prefixed, wrong]
 
 
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])

@@ -7,11 +7,11 @@ reward: that of the prefix's tokens, and that of the suffix's.
 
 What these tests state:
 
-* A prefix that the current policy draws: `paid` is unbiased, `none` and `literal` give the prefix nothing.
+* A prefix that the current policy draws: `paid` and `imitate` are unbiased, `none` and `literal` give it nothing.
 * A prefix of an older policy: unbiased with the weights π/π_then. Weights cut at 1 shrink the update.
 * A prefix of the answer that the cache kept because it was right: biased, also with weights, towards prefixes of right
   answers, whose V(prefix) promises more than the question does.
-* The suffix is unbiased given the prefix, times (G - 1)/G, whatever the rule.
+* The suffix is unbiased given the prefix: under `imitate`, and times (G - 1)/G with GRPO's advantages under the others.
 """
 
 from itertools import product
@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from rpo_verl.rpo.credit import credit
+from rpo_verl.rpo.credit import credit, imitation
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import CreditConfig
 from rpo_verl.rpo.start import Start
@@ -100,6 +100,8 @@ def expected_update(rule, prefixes, weight=lambda prefix: 1.0):
             group = group_of(prefix, suffixes)
             p = chance * np.prod([probability(NOW, (*prefix, *suffix), CUT) for suffix in suffixes])
             advantages = group.rewards - group.rewards.mean()
+            if rule == "imitate":
+                advantages = imitation(group, [(*prefix, *suffix) for suffix in suffixes])
             for suffix, advantage in zip(suffixes, advantages, strict=True):
                 of_suffix += p * advantage * score((*prefix, *suffix), CUT, LENGTH) / G
             for spans in credit(group, advantages, options, "token-mean"):
@@ -129,6 +131,12 @@ def test_of_a_prefix_that_the_policy_draws_now_the_update_is_the_policy_gradient
     of_prefix, of_suffix = expected_update("paid", drawn_by(NOW))
     torch.testing.assert_close(of_prefix, EXACT_PREFIX)
     torch.testing.assert_close(of_suffix, (G - 1) / G * EXACT_SUFFIX)
+
+
+def test_by_imitation_it_is_the_policy_gradient_of_all_tokens():
+    of_prefix, of_suffix = expected_update("imitate", drawn_by(NOW))
+    torch.testing.assert_close(of_prefix, EXACT_PREFIX)
+    torch.testing.assert_close(of_suffix, EXACT_SUFFIX)
 
 
 @pytest.mark.parametrize("rule", ["none", "literal"])

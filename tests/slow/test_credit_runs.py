@@ -27,6 +27,12 @@ SETTINGS = {
         "algorithm.rollout_correction.rollout_rs=token_k1",
         "algorithm.rollout_correction.rollout_rs_threshold=0.9_1.1",
     ],
+    "imitate, dynamic batches, several updates": [
+        "rpo.credit.rule=imitate",
+        "actor_rollout_ref.actor.use_dynamic_bsz=true",
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=400",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+    ],
     "rloo, KL, several updates": [
         "algorithm.adv_estimator=rloo",
         "actor_rollout_ref.actor.use_kl_loss=true",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rpo_verl.rpo.credit import Span, credit, prefix_value, response_mean_weights
+from rpo_verl.rpo.credit import Span, credit, imitation, prefix_value, response_mean_weights
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.options import CreditConfig
 from rpo_verl.upstream import queue
@@ -15,8 +15,8 @@ from rpo_verl.upstream import queue
 class Credited:
     """What credit found and gave."""
 
-    estimated: dict[str, float]
-    """Row of a group → advantage of its first generated token, as the estimator computed it."""
+    generated: dict[str, float]
+    """Row of a group → advantage of its generated tokens, before the factor of the mean."""
 
     prefixes: dict[str, float]
     """Row of a group → advantage of its prefix in the loss; rows whose prefix is not trained are not in it."""
@@ -45,11 +45,14 @@ def write_credit(
     """
     names = ("advantages", "returns", "response_mask")
     rows = {key: list(row) for key, *row in zip(keys, *queue.read(keys, partition_id, *names), strict=True)}
-    estimated, planned = {}, []
+    generated, planned, replaced = dict[str, float](), [], set[str]()
     for group in groups:
         reused = group.prefix_tokens.tolist()
         own = np.array([float(rows[key][0][tokens]) for key, tokens in zip(group.keys, reused, strict=True)])
-        estimated |= zip(group.keys, own.tolist(), strict=True)
+        if options.rule == "imitate":
+            own = imitation(group, _responses(group, partition_id))
+            replaced |= set(group.keys)
+        generated |= zip(group.keys, own.tolist(), strict=True)
         planned.append((group, credit(group, own, options, loss_agg_mode)))
     unknown: set[str] = set()
     if options.needs_logprobs:
@@ -67,12 +70,14 @@ def write_credit(
     weights = response_mean_weights(trained, np.array([untrained.get(key, 0) for key in keys]), loss_agg_mode)
     # Rows without a trained token only pad the batch.
     factors = dict(zip(rows, np.where(trained > 0, weights, 1.0).astype(np.float32).tolist(), strict=True))
-    result = Credited(estimated, {key: row[0][2] * factors[key] for key, row in spans.items()}, counted.metrics())
-    changed = [key for key in rows if key in spans or factors[key] != 1]
+    result = Credited(generated, {key: row[0][2] * factors[key] for key, row in spans.items()}, counted.metrics())
+    changed = [key for key in rows if key in spans or key in replaced or factors[key] != 1]
     if not changed:
         return result
     for key in changed:
         advantages, returns, mask = (values.clone() for values in rows[key])
+        if key in replaced:
+            advantages = generated[key] * mask.to(advantages.dtype)
         advantages *= factors[key]
         for start, stop, advantage in spans.get(key, ()):
             advantages[start:stop], returns[start:stop], mask[start:stop] = advantage * factors[key], returns[stop], 1
@@ -87,8 +92,14 @@ def write_credit(
     return result
 
 
+def _responses(group: Group, partition_id: str) -> list[list[int]]:
+    """Token ids of a group's responses."""
+    (found,) = queue.read(group.keys, partition_id, "responses")
+    return [row[:length].tolist() for row, length in zip(found, group.response_tokens.tolist(), strict=True)]
+
+
 class _Counted:
-    """Metrics of the rule that gives a shared prefix one advantage."""
+    """Metrics of the rules that give a shared prefix one advantage."""
 
     def __init__(self, options: CreditConfig) -> None:
         self._options = options

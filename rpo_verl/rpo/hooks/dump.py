@@ -53,7 +53,7 @@ def dump_records(
                 bool(group.correct[i]),
                 float(group.rewards[i]),
                 float(group.shaped[i]),
-                credited.estimated[key],
+                credited.generated[key],
                 credited.prefixes.get(key),
             )
             records[key] = dict(zip(COLUMNS, values, strict=True))

@@ -17,7 +17,7 @@ from verl.utils.fs import copy_to_local
 
 from rpo_verl.correctness import RewardScale
 from rpo_verl.rpo import store
-from rpo_verl.rpo.credit import earns_credit
+from rpo_verl.rpo.credit import teaches
 from rpo_verl.rpo.group import Group
 from rpo_verl.rpo.hooks.advantage import SHAPING, Shaping
 from rpo_verl.rpo.hooks.credit import write_credit
@@ -75,7 +75,7 @@ class PartialRolloutTrainer:
         if isinstance(buffer, ReplayBuffer) and not scored_late:
             watch_groups(
                 buffer, self._options.reward, self.config.data.train_batch_size, self._learn_from_discarded,
-                self._tell_of_failed, self._scale, self._earns_credit,
+                self._tell_of_failed, self._scale, self._teaches,
             )  # fmt: skip
         return buffer
 
@@ -233,8 +233,8 @@ class PartialRolloutTrainer:
         fetch = fetch_rows(partition_id, self._rollouts.keeps_logprobs)
         return self._rollouts.observe(groups, self.global_steps, fetch)
 
-    def _earns_credit(self, group: Group) -> bool:
-        return earns_credit(group, self._options.credit)
+    def _teaches(self, group: Group) -> bool:
+        return teaches(group, self._options.credit)
 
     def _learn_from_discarded(self, groups: list[Group], partition_id: str) -> None:
         """Groups that were generated and are not trained on count for the cache all the same."""
