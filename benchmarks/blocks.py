@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import contamination, policies, results, summary, tables
 from benchmarks.lab import publish
+from benchmarks.lm import results as lm
 from benchmarks.tiny import CHECKPOINT, ROOT, TINY
 from rpo_verl.tools.evaluation import compare
 from rpo_verl.tools.evaluation.results import markdown
@@ -133,6 +134,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "lab-policies": lambda: markdown(publish.policy_rows(result("lab-reuse"), ("rpo", "raft"))),
     **lab_blocks("reuse"),
     **lab_blocks("competitors"),
+    "lm": lambda: markdown(lm.rows(result("lm")["runs"])),
+    "lm-time": lambda: markdown(lm.parts(result("lm"))),
+    "lm-source": lambda: lm.provenance(result("lm")) + "\n",
     "contamination": lambda: markdown(
         contamination.rows({row: result(call)[arm] for row, (call, arm) in CONTAMINATED.items()})
     ),

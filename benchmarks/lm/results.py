@@ -34,6 +34,11 @@ def rows(runs: Mapping[str, Mapping[str, Record]]) -> list[list[str]]:
     return table
 
 
+def parts(found: Mapping[str, Any]) -> list[list[str]]:
+    """Table of the parts of a step, in seconds, one arm per row, head first."""
+    return time_rows({"runs": found["runs"]})
+
+
 def provenance(found: Mapping[str, Any]) -> str:
     """One sentence: command, length, learning rate, machine, versions, commits."""
     settings = found["settings"]
@@ -50,4 +55,4 @@ def provenance(found: Mapping[str, Any]) -> str:
 
 def page(found: Mapping[str, Any]) -> str:
     """All tables as Markdown, and where they come from."""
-    return "\n".join([markdown(rows(found["runs"])), markdown(time_rows(found)), provenance(found)]) + "\n"
+    return "\n".join([markdown(rows(found["runs"])), markdown(parts(found)), provenance(found)]) + "\n"

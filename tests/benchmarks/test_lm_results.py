@@ -24,7 +24,14 @@ def test_page():
         "knobs": {"QUESTIONS_PER_STEP": "4", "GROUP_SIZE": "8", "LEARNING_RATE": "2e-5"},
     }  # fmt: skip
     machine = {"cores": 2, "python": "3.11", "versions": {"verl": "0.9.1"}}
-    page = results.page({"machine": machine, "settings": settings, "runs": {"grpo": {"1": run(0.2, 0.4)}}})
+    page = results.page(
+        {
+            "machine": machine,
+            "settings": settings,
+            "arms": {"grpo": ["+lean=enabled"]},
+            "runs": {"grpo": {"1": run(0.2, 0.4)}},
+        }
+    )
     assert "| grpo | 4.00 | 3.000 | 1.000 |" in page
     assert "`python -m benchmarks.lm.bench --task chain_sum`: 32 questions, 4 a step with 8 answers each" in page
     assert page.endswith("; a run a core, 2 cores of some processor, Python 3.11, verl 0.9.1; commit abc123.\n")

@@ -53,6 +53,20 @@ def test_a_recorded_arm_trained_with_the_settings_of_its_name():
                 assert tuple(recorded["overrides"]) == arms.SUITES[today].arms[arm].overrides, (name, arm)
 
 
+def test_verdicts_on_the_language_model():
+    """Those of docs/benchmarks.md."""
+    runs = {arm: by_seed["1"] for arm, by_seed in blocks.result("lm")["runs"].items()}
+    grpo, rpo = runs["grpo"], runs["rpo"]
+    for run in runs.values():
+        assert run["curve"][-1]["accuracy"] < run["curve"][0]["accuracy"] < run["curve"][-1]["accuracy"] + 0.05
+    assert f"{rpo['generated_tokens'] / grpo['generated_tokens']:.0%}" == "26%"
+    assert f"{rpo['step_s'] / grpo['step_s']:.0%}" == "57%"
+    thirds = {arm: (fmean(run["rewards"][:15]), fmean(run["rewards"][-15:])) for arm, run in runs.items()}
+    assert {arm: tuple(f"{value:.2f}" for value in found) for arm, found in thirds.items()} == {
+        "grpo": ("0.32", "0.56"), "rpo": ("0.28", "0.63"),
+    }  # fmt: skip
+
+
 def test_verdicts_on_pass_at_k():
     """Those of docs/evaluation.md."""
     found = blocks.result("pass-at-k")
