@@ -37,6 +37,9 @@ class Finished:
     log_probs: list[np.ndarray]
     """(G,) log-probabilities of each response's tokens when they were sampled, (t,) float32; NaN if not known."""
 
+    cache: int = 0
+    """Number of the experience cache that the group starts from, where a question keeps several answers."""
+
 
 def plan_starts(
     rollouts: PartialRollouts | None, questions: Sequence[Question], step: int, group_size: int, room: int
@@ -49,25 +52,28 @@ def plan_starts(
 
 def roll_out(
     questions: Sequence[Question], starts: Sequence[Start], step: int, sample: Sample, reward: Reward,
-    options: RPOConfig,
+    options: RPOConfig, caches: Sequence[int] | None = None,
 ) -> list[Finished]:  # fmt: skip
     """Generate the members of every group and reward them: first trunks, then everything else, each in one batch.
 
-    A group that branches from trunks becomes one group per trunk, whose first member is the trunk itself.
+    A group that branches from trunks becomes one group per trunk, whose first member is the trunk itself. `caches` are
+    the numbers of the caches that the starts are from.
     """
     branched = [i for i, start in enumerate(starts) if start.trunks]
     trunks = _trunks([questions[i] for i in branched], [starts[i] for i in branched], step, sample, options)
+    branches = dict(zip(branched, trunks, strict=True))
     plans = []
-    for question, start in zip(questions, starts, strict=True):
-        plans += [(question, *branch) for branch in trunks[question]] if start.trunks else [(question, start, None)]
+    for i, (question, start) in enumerate(zip(questions, starts, strict=True)):
+        cache = 0 if caches is None else caches[i]
+        plans += [(question, cache, *branch) for branch in branches.get(i, [(start, None)])]
     contexts, room = [], []
-    for question, start, trunk in plans:
+    for question, _, start, trunk in plans:
         members = start.group_size - (trunk is not None)
         contexts += [[*question.ids, *start.prefix.tolist()]] * members
         room += [start.room] * members
     written = iter(sample(contexts, room))
     finished = []
-    for question, start, trunk in plans:
+    for question, cache, start, trunk in plans:
         cut = len(start.prefix)
         known = start.prefix_logprobs if len(start.prefix_logprobs) else np.full(cut, np.nan)
         suffixes = [] if trunk is None else [Continuation(trunk.tokens[cut:], trunk.log_probs[cut:])]
@@ -79,6 +85,7 @@ def roll_out(
                 as_group(start, question, responses, step, reward, options.reward, trunk is not None),
                 responses,
                 [np.concatenate([known, suffix.log_probs]).astype(np.float32) for suffix in suffixes],
+                cache,
             )
         )
     return finished
@@ -86,7 +93,7 @@ def roll_out(
 
 def _trunks(
     questions: Sequence[Question], starts: Sequence[Start], step: int, sample: Sample, options: RPOConfig
-) -> dict[Question, list[tuple[Start, Continuation]]]:
+) -> list[list[tuple[Start, Continuation]]]:
     """The starts of the branches of every question and the whole answers that they branch from."""
     written = iter(
         sample(
@@ -96,14 +103,14 @@ def _trunks(
         if starts
         else []
     )
-    found = {}
-    for question, start in zip(questions, starts, strict=True):
-        found[question] = []
+    found = []
+    for start in starts:
+        found.append([])
         for number in range(start.trunks):
             trunk = next(written)
             dropped = dropped_tokens(len(trunk.tokens) - 1, options.truncation, start.share)
             kept = prefix_length(len(trunk.tokens) - 1, dropped, start.room)
-            found[question].append((start.branch(number, trunk.tokens, trunk.log_probs, kept, step), trunk))
+            found[-1].append((start.branch(number, trunk.tokens, trunk.log_probs, kept, step), trunk))
     return found
 
 
@@ -131,14 +138,17 @@ def as_group(
     )
 
 
-def observe(rollouts: PartialRollouts | None, finished: Sequence[Finished], step: int) -> None:
-    """Let the experience cache see finished groups, if there is one, ordered by question as in a veRL run."""
-    if rollouts is None or not finished:
-        return
-    ordered = sorted(finished, key=lambda one: one.group.start.question)
-    tokens = {
-        key: (np.asarray(one.question.ids, dtype=np.int32), response, log_probs)
-        for one in ordered
-        for key, response, log_probs in zip(one.group.keys, one.responses, one.log_probs, strict=True)
-    }
-    rollouts.observe([one.group for one in ordered], step, lambda keys: [tokens[key] for key in keys])
+def observe(caches: Sequence[PartialRollouts], finished: Sequence[Finished], step: int) -> None:
+    """Let every experience cache see the finished groups that started from it, by question as in a veRL run."""
+    for number, rollouts in enumerate(caches):
+        ordered = sorted((one for one in finished if one.cache == number), key=lambda one: one.group.start.question)
+        if not ordered:
+            continue
+        tokens = {
+            key: (np.asarray(one.question.ids, dtype=np.int32), response, log_probs)
+            for one in ordered
+            for key, response, log_probs in zip(one.group.keys, one.responses, one.log_probs, strict=True)
+        }
+        rollouts.observe(
+            [one.group for one in ordered], step, lambda keys, tokens=tokens: [tokens[key] for key in keys]
+        )

@@ -92,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--temperature", type=float, default=1.0, help="of rollouts; weights min(2, π/π_T) correct for it")
     run.add_argument("--rows-per-group", type=int, metavar="M", help="train on the members that vary most (PODS)")
     run.add_argument("--loss", choices=("vanilla", "minpro"), default="vanilla", help="veRL's policy loss, or MinPRO")
+    run.add_argument("--answers", type=int, default=1, help="kept of a question; each serves a part of its group")
     run.add_argument("--skip-solved", type=float, metavar="P", help="skip most visits where success is at least P")
     run.add_argument("--lenience", type=float, default=1.0, help="of verified drafts: λ in min(1, λ π_now/π_then)")
     run.add_argument("--micro-batch", type=int, default=16, help="rows per forward pass of the update")
@@ -151,6 +152,8 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--max-tokens={args.max_tokens}: must be above 0")
     if args.skip_solved is not None and not 0 < args.skip_solved <= 1:
         raise ConfigError(f"--skip-solved={args.skip_solved}: must be above 0 and at most 1")
+    if args.answers < 1 or args.group_size % args.answers:
+        raise ConfigError(f"--answers={args.answers}: must be above 0 and divide --group-size={args.group_size}")
     if args.temperature <= 0:
         raise ConfigError(f"--temperature={args.temperature}: must be above 0")
     if args.rows_per_group is not None and not 2 <= args.rows_per_group <= args.group_size:
@@ -165,7 +168,10 @@ def check(args: argparse.Namespace) -> None:
         )
     if (method.reuse or method.imitate or method.verified) and (args.temperature != 1 or args.rows_per_group):
         raise ConfigError(f"--arm={args.arm} with --temperature or --rows-per-group: try them with grpo, dapo or r2po")
-    rpo = read_rpo(args.rpo if method.reuse else [], args.max_response_length, max(2, args.group_size))
+    if args.answers > 1 and (not method.reuse or method.filtered):
+        raise ConfigError(f"--answers={args.answers} with --arm={args.arm}: only --arm=rpo keeps several answers")
+    size = max(2, args.group_size // args.answers)
+    rpo = read_rpo(args.rpo if method.reuse else [], args.max_response_length, size)
     if rpo.rollout.trunks and method.reuse and method.filtered:
         raise ConfigError(
             f"rpo.rollout.trunks={rpo.rollout.trunks} with --arm={args.arm}: the fast lane's filter would take each "

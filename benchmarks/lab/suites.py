@@ -98,6 +98,7 @@ REUSE = _on_policies(
         "rpo-weights1": ("rpo", *_RPO, *_WEIGHTS),
         "rpo-uniform": ("rpo", *_RPO, "rpo.cache.greedy_prob=0"),
         "rpo-L0.25": ("rpo", *_RPO, "rpo.truncation.max_fraction=0.25"),
+        "rpo-answers4": ("rpo", *_SHORT, _SHAPED, "rpo.rollout.trunks=1", _PAID, "--answers", "4"),
         "grpo-skip": ("grpo", "--arm", "grpo", "--skip-solved", "0.9"),
         "rpo-skip": ("rpo", *_RPO, "--skip-solved", "0.9"),
         "drafts": ("grpo", "--arm", "drafts"),

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -92,8 +92,11 @@ class Training:
         self.curve: list[dict[str, Any]] = []
         # Draws of its own for every seed; an override wins.
         options = [f"rpo.seed={args.seed}", *(args.rpo if self.method.reuse else [])]
-        self._rpo = read_rpo(options, args.max_response_length, max(2, args.group_size))
-        self._rollouts = cache_of(policy, self._rpo, args.max_response_length) if self.method.reuse else None
+        self._rpo = read_rpo(options, args.max_response_length, max(2, args.group_size // args.answers))
+        self._caches = [
+            cache_of(policy, replace(self._rpo, seed=self._rpo.seed + number * 1_000), args.max_response_length)
+            for number in range(args.answers if self.method.reuse else 0)
+        ]
         # Without RPO nothing is shaped.
         self._rollout_options = self._rpo if self.method.reuse else RPOConfig(reward=RewardConfig(shaping=False))
         self._credit: list[float] = []
@@ -111,7 +114,7 @@ class Training:
         )  # fmt: skip
         self._seen: dict[Question, Finished] = {}
         self._drafts = Drafts(args.lenience, args.seed)
-        self._last: dict[Question, Group] = {}
+        self._success: dict[Question, float] = {}
         self._looks = torch.Generator().manual_seed(args.seed)
         if validation is None:
             validation = held_out(policy.tokenizer, args.eval_questions, args.problem_steps)
@@ -138,15 +141,15 @@ class Training:
         with self.clock("generation"):
             collected = self._collect()
         with self.clock("cache"):
-            observe(self._rollouts, collected.discarded, self.step)
+            observe(self._caches, collected.discarded, self.step)
         with self.clock("advantages"):
             batch = self._batch(collected.batch)
         with self.clock("cache"):
-            observe(self._rollouts, collected.batch, self.step)
-            if self._rollouts is not None:
-                self._rollouts.end_step(self.step)
+            observe(self._caches, collected.batch, self.step)
+            for rollouts in self._caches:
+                rollouts.end_step(self.step)
         rows = self._update(collected.batch, batch, progress)
-        self._last |= {one.question: one.group for one in [*collected.discarded, *collected.batch]}
+        self._remember([*collected.discarded, *collected.batch])
         self._note(collected, rows)
 
     def _update(self, groups: Sequence[Finished], batch: Batch, progress: float) -> int:
@@ -193,22 +196,34 @@ class Training:
             return self._from_drafts(questions)
         kept = [self._seen[question] for question in questions if question in self._seen]
         new = [question for question in questions if question not in self._seen]
-        starts = plan_starts(self._rollouts, new, self.step, self.args.group_size, self.args.max_response_length)
-        fresh = roll_out(new, starts, self.step, self._sample, self._reward, self._rollout_options) if new else []
+        fresh = self._fresh(new) if new else []
         self.tokens += sum(int(one.group.generated.sum()) for one in fresh)
         if self.method.first_epoch_only:
             self._seen |= {one.question: one for one in fresh}
         return [*fresh, *kept]
 
+    def _fresh(self, questions: Sequence[Question]) -> list[Finished]:
+        """Roll out a group for every question, or a part of it for every answer that is kept of one."""
+        size, room = self.args.group_size // self.args.answers, self.args.max_response_length
+        asked, starts, numbers = [], [], []
+        for number, rollouts in enumerate(self._caches or [None]):
+            asked += questions
+            starts += plan_starts(rollouts, questions, self.step, size, room)
+            numbers += [number] * len(questions)
+        return roll_out(asked, starts, self.step, self._sample, self._reward, self._rollout_options, numbers)
+
     def _is_solved(self, question: Question) -> bool:
-        """Whether to skip a visit: where the last one promises success, and chance does not want another look."""
-        if self.args.skip_solved is None or question not in self._last:
-            return False
-        group = self._last[question]
-        expected = self._rollouts.expected_success(group) if self._rollouts is not None else float(group.correct.mean())
-        if expected is None or expected < self.args.skip_solved:
+        """Whether to skip a visit: where the last one succeeded, and chance does not want another look."""
+        if self.args.skip_solved is None or self._success.get(question, 0.0) < self.args.skip_solved:
             return False
         return float(torch.rand(1, generator=self._looks)) >= LOOKS
+
+    def _remember(self, visited: Sequence[Finished]) -> None:
+        """Note the share of correct responses of every question that was visited."""
+        correct: dict[Question, list[float]] = {}
+        for one in visited:
+            correct.setdefault(one.question, []).extend(one.group.correct.astype(float))
+        self._success |= {question: fmean(of_one) for question, of_one in correct.items()}
 
     def _from_drafts(self, questions: Sequence[Question]) -> list[Finished]:
         size, room = self.args.group_size, self.args.max_response_length

@@ -88,7 +88,7 @@ def cached(**truncation):
     truncation = TruncationConfig(**{"max_tokens": 2, "min_tokens": 2} | truncation)
     config = RPOConfig(truncation=truncation, rollout=RolloutConfig(trunks=0), credit=CreditConfig(rule="none"))
     rollouts = PartialRollouts(config, 10, IDENTITY, {END})
-    observe(rollouts, groups_of(rollouts, 1, [9, 3, 4, 2, END], [8, END]), 1)
+    observe([rollouts], groups_of(rollouts, 1, [9, 3, 4, 2, END], [8, END]), 1)
     return rollouts
 
 
@@ -159,7 +159,7 @@ def test_members_continue_the_cached_prefix_and_the_cache_learns():
     assert found.group.generated.tolist() == [3, 2]
     assert np.isnan(found.log_probs[0][:2]).all() and found.log_probs[0][2:].tolist() == [-1, -1, -1]
     assert found.group.oldest_policy.tolist() == [1, 1]
-    observe(rollouts, [found], 2)
+    observe([rollouts], [found], 2)
     # The first of equals, without its end token: the next prefix is of that response.
     (again,) = plan_starts(rollouts, [question()], 3, 2, 10)
     assert again.prefix.tolist() in ([9, 3], [9])
@@ -313,7 +313,7 @@ def test_the_trunk_is_the_first_member_of_its_branch():
     assert [one.group.generated.tolist() for one in found] == [[5, 2], [5, 3]], "the head of a trunk is generated once"
     assert [one.log_probs[1].tolist() for one in found] == [[-1] * 4, [-1] * 5]
     assert [one.group.correct.tolist() for one in found] == [[True, True], [False, False]]
-    observe(rollouts, found, 1)
+    observe([rollouts], found, 1)
     (again,) = plan_starts(rollouts, [question()], 2, 4, 10)
     assert again.kind == "prefixed" and again.prefix[0] == 9 and again.prefix_logprobs[0] == -1
 
@@ -826,3 +826,19 @@ def test_the_command_line(tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:
             command.main([*arguments, "--out", str(tmp_path / "out")])
         assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_every_kept_answer_serves_its_part_of_the_group():
+    config = RPOConfig(
+        truncation=TruncationConfig(max_tokens=2, min_tokens=2),
+        rollout=RolloutConfig(trunks=1, full_rollout_every=0),
+        reward=RewardConfig(shaping=False),
+    )
+    caches = [PartialRollouts(config, 10, IDENTITY, {END}) for _ in range(2)]
+    starts = [start for rollouts in caches for start in plan_starts(rollouts, [question()], 1, 2, 10)]
+    sample = writing(*TRUNKS, [5, END], [6, 7, END])
+    found = roll_out([question()] * 2, starts, 1, sample, first_token, config, [0, 1])
+    assert [(one.cache, len(one.group)) for one in found] == [(0, 2), (1, 2)]
+    observe(caches, found, 1)
+    again = [start for rollouts in caches for start in plan_starts(rollouts, [question()], 2, 2, 10)]
+    assert [start.prefix[0] for start in again] == [9, 8], "each cache continues its own trunk"
