@@ -178,8 +178,11 @@ COMPETITORS = {
     "raft": RAFT,
     "raft-rpo-tokens": replace(RAFT, share_of_steps=suites.RPO_TOKENS),
 }
-#: The defaults without credit for what is reused.
-REUSE = {"rpo-none": rpo("rpo.credit.rule=none", family="rpo-none")}
+#: The defaults without credit for what is reused, and with right responses imitated as a whole.
+REUSE = {
+    "rpo-none": rpo("rpo.credit.rule=none", family="rpo-none"),
+    "rpo-imitate": rpo("rpo.credit.rule=imitate"),
+}
 #: The demo's arms by algorithm; the first two are those it trains by default.
 DEMO = {
     "grpo": {
