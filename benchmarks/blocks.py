@@ -131,7 +131,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "policies": lambda: markdown(policies.rows(result("policies"))),
     "lab-lr": lambda: markdown(publish.sweeps(result("lab-lr"))),
     "lab-lr-source": lambda: publish.provenance(result("lab-lr")) + "\n",
-    "lab-policies": lambda: markdown(publish.policy_rows(result("lab-reuse"), ("rpo", "raft"))),
+    "lab-policies": lambda: markdown(publish.policy_rows(result("lab-reuse"), ("rpo", "rpo-imitate", "raft"))),
     **lab_blocks("reuse"),
     **lab_blocks("competitors"),
     "lm": lambda: markdown(lm.rows(result("lm")["runs"])),

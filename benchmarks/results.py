@@ -100,13 +100,18 @@ def in_points(results: Mapping[str, Any], of: Callable[[str, Record], float], ar
     return differences(*values)
 
 
+def same_processor(run: Record, other: Record) -> bool:
+    """Whether the seconds of two runs can be compared."""
+    return run.get("processor") == other.get("processor")
+
+
 def difference_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """Table of the arms against the first one over paired seeds, one arm per row, head first.
 
     Differences are in points of accuracy, means over seeds with 95 % t intervals. The areas are those under accuracy
     against tokens and against seconds, up to what the first arm spends on the seed. The last two columns say where an
     arm reaches the first arm's final accuracy, as a share of what that arm spends in all; where some seeds never do, in
-    how many it does.
+    how many it does. Seconds of different processors are not compared.
     """
     runs = results["runs"]
     baseline = next(iter(runs))
@@ -133,17 +138,22 @@ def difference_rows(results: Mapping[str, Any]) -> list[list[str]]:
         if not compared:
             continue
         cells = [label(results, arm), str(len(compared)), f"{fmean(map(final_accuracy, compared.values())):.3f}"]
+        timed = {seed: run for seed, run in compared.items() if same_processor(run, begun[baseline][seed])}
+        of_axis = {"tokens": compared, "seconds": timed}
         if arm == baseline:
             cells += ["", "", ""]
         else:
-            shared = {"runs": {baseline: begun[baseline], arm: compared}}
-            of_all = (lambda _, run: final_accuracy(run), under("tokens"), under("seconds"))
-            cells += [difference(paired(in_points(shared, of, arm))) for of in of_all]
-        for axis in ("tokens", "seconds"):
-            shares = [share(axis)(seed, run) for seed, run in compared.items()]
+            of_all = [(lambda _, run: final_accuracy(run), compared)]
+            of_all += [(under(axis), own) for axis, own in of_axis.items()]
+            for of, own in of_all:
+                shared = {"runs": {baseline: begun[baseline], arm: own}}
+                cells.append(difference(paired(in_points(shared, of, arm))) if own else "–")
+        for axis, own in of_axis.items():
+            shares = [share(axis)(seed, run) for seed, run in own.items()]
             known = [value for value in shares if value is not None]
             # A mean over those that arrive would flatter an arm that seldom does.
-            cells.append(spread(shares, "{:.0%}") if known == shares else f"in {len(known)} of {len(shares)} seeds")
+            reaches = spread(shares, "{:.0%}") if known == shares else f"in {len(known)} of {len(shares)} seeds"
+            cells.append(reaches if own else "–")
         rows.append(cells)
     return rows
 

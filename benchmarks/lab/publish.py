@@ -10,7 +10,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.results import difference, difference_rows, final_accuracy, in_points, origin, overturning, spread
+from benchmarks.results import (
+    difference,
+    difference_rows,
+    final_accuracy,
+    in_points,
+    origin,
+    overturning,
+    same_processor,
+    spread,
+)
 from benchmarks.statistics import paired
 from rpo_verl.config import ConfigError
 from rpo_verl.tools.evaluation.results import markdown
@@ -89,16 +98,21 @@ def of_policy(found: Mapping[str, Any], policy: str) -> dict[str, Any]:
 def cost_rows(found: Mapping[str, Any], policy: str) -> list[list[str]]:
     """Table of what arms cost and what they leave behind, one per row, head first: means over seeds.
 
-    Tokens and seconds of the processor are shares of the first arm's.
+    Tokens and seconds of the processor are shares of the first arm's. Seconds of another processor than the first
+    arm's are left out.
     """
     runs = found["runs"][policy]
-    first = next(iter(runs.values())).values()
+    first = list(next(iter(runs.values())).values())
     tokens = fmean(run["generated_tokens"] for run in first)
     whole = fmean(map(seconds, first))
+
+    def timed(of: Callable[[Mapping[str, Any]], float]) -> Callable[[Mapping[str, Any]], float | None]:
+        return lambda run: of(run) if same_processor(run, first[0]) else None
+
     columns: dict[str, tuple[Callable[[Mapping[str, Any]], float | None], str]] = {
         "tokens": (lambda run: run["generated_tokens"] / tokens, "{:.0%}"),
-        "time": (lambda run: seconds(run) / whole, "{:.0%}"),
-        **{f"{name}, s": (lambda run, name=name: run["parts_s"][name], "{:.1f}") for name in PARTS.values()},
+        "time": (timed(lambda run: seconds(run) / whole), "{:.0%}"),
+        **{f"{name}, s": (timed(lambda run, name=name: run["parts_s"][name]), "{:.1f}") for name in PARTS.values()},
         "rows in the update": (lambda run: run["trained_rows"], "{:.1f}"),
         "greedy": (lambda run: run.get("greedy"), "{:.3f}"),
         "pass@8": (lambda run: run.get("pass_at_k", {}).get("8"), "{:.3f}"),
@@ -145,7 +159,8 @@ def _first(found: Mapping[str, Any]) -> str:
 def policy_rows(found: Mapping[str, Any], arms: Sequence[str]) -> list[list[str]]:
     """Table of some arms on every policy, against the first arm there, head first: means over seeds.
 
-    Tokens and seconds of the processor are shares of the first arm's on the same seeds.
+    Tokens and seconds of the processor are shares of the first arm's on the same seeds, those of the same processor
+    where it is about seconds.
     """
     of_ends = {
         "pass@32": (_pass_at_32, "{:.3f}"), "entropy": (_entropy, "{:.4f}"), "distinct answers": (_distinct, "{:.2f}")
@@ -155,13 +170,19 @@ def policy_rows(found: Mapping[str, Any], arms: Sequence[str]) -> list[list[str]
         baseline = next(iter(runs))
         for arm in (baseline, *(arm for arm in arms if arm in runs)):
             shared = [(runs[arm][seed], first) for seed, first in runs[baseline].items() if seed in runs[arm]]
-            own, first = zip(*shared, strict=True)
+            own = [run for run, _ in shared]
             points = differences_in_points({"runs": runs}, arm) if arm != baseline else ""
-            shares = [f"{fmean(map(of, own)) / fmean(map(of, first)):.0%}" for of in (_tokens, seconds)]
+            timed = [pair for pair in shared if same_processor(*pair)]
+            shares = [_share(shared, _tokens), _share(timed, seconds)]
             left = [_mean(own, of, form) for of, form in of_ends.values()]
             end = f"{fmean(map(final_accuracy, own)):.3f}"
             rows.append([policy, arm, str(len(own)), end, points, *shares, *left])
     return rows
+
+
+def _share(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], of: Callable[[Any], float]) -> str:
+    """The sum of the own ones' figures as a share of the others'; a dash without any."""
+    return f"{sum(of(own) for own, _ in pairs) / sum(of(other) for _, other in pairs):.0%}" if pairs else "–"
 
 
 def differences_in_points(results: Mapping[str, Any], arm: str) -> str:

@@ -753,6 +753,10 @@ def test_costs_are_shares_of_the_first_arm(monkeypatch):
         "arm": "rpo", "tokens": "90%", "time": "90%", "generation, s": "72.0", "update, s": "18.0",
         "rows in the update": "32.0", "greedy": "0.900", "pass@8": "0.800", "pass@32": "0.950", "entropy": "0.0100",
     }  # fmt: skip
+    for run in found["runs"]["biased"]["rpo"].values():
+        run["processor"] = "another"
+    assert publish.cost_rows(found, "biased")[2][1:5] == ["90%", "–", "–", "–"]
+    assert publish.policy_rows(found, ("rpo",))[2][5:7] == ["90%", "–"]
     text = publish.page(found)
     assert "`rpo` against `grpo`: A difference is shown ([+10.0, +10.0] points)" in text
     assert "`python -m benchmarks.lab --suite reuse`" in text and "commit abc123." in text

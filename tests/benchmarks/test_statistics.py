@@ -98,6 +98,13 @@ def test_table_of_differences():
     assert rpo[4].startswith(f"{50 * sum(by_tokens):+.1f} [")
 
 
+def test_seconds_of_different_processors_are_not_compared():
+    elsewhere = {seed: run | {"processor": "another"} for seed, run in RUNS["rpo"].items()}
+    rpo = results.difference_rows({"runs": RUNS | {"rpo": elsewhere}})[2]
+    same = results.difference_rows({"runs": RUNS})[2]
+    assert (rpo[5], rpo[-1]) == ("–", "–") and rpo[:5] == same[:5] and rpo[6] == same[6]
+
+
 def test_a_seed_without_its_start_is_not_compared_by_areas():
     beheaded = {"curve": RUNS["rpo"]["1"]["curve"][1:]}
     rows = results.difference_rows({"runs": RUNS | {"rpo": {"1": beheaded, "2": RUNS["rpo"]["2"]}}})
