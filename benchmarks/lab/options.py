@@ -152,8 +152,11 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--max-tokens={args.max_tokens}: must be above 0")
     if args.skip_solved is not None and not 0 < args.skip_solved <= 1:
         raise ConfigError(f"--skip-solved={args.skip_solved}: must be above 0 and at most 1")
-    if args.answers < 1 or args.group_size % args.answers:
-        raise ConfigError(f"--answers={args.answers}: must be above 0 and divide --group-size={args.group_size}")
+    if args.answers < 1 or args.group_size % args.answers or args.group_size < 2 * args.answers > 2:
+        raise ConfigError(
+            f"--answers={args.answers}: must be above 0, divide --group-size={args.group_size}, and leave at least two "
+            "members to each"
+        )
     if args.temperature <= 0:
         raise ConfigError(f"--temperature={args.temperature}: must be above 0")
     if args.rows_per_group is not None and not 2 <= args.rows_per_group <= args.group_size:

@@ -219,10 +219,16 @@ class Training:
         return float(torch.rand(1, generator=self._looks)) >= LOOKS
 
     def _remember(self, visited: Sequence[Finished]) -> None:
-        """Note the share of correct responses of every question that was visited."""
+        """Note the share of correct ones among the whole responses to every question that was visited.
+
+        Behind a prefix success is another one, so such groups say nothing, and of a branch the trunk alone counts.
+        """
         correct: dict[Question, list[float]] = {}
         for one in visited:
-            correct.setdefault(one.question, []).extend(one.group.correct.astype(float))
+            group = one.group
+            whole = group.generated == group.response_tokens
+            if whole.any():
+                correct.setdefault(one.question, []).extend(group.correct[whole].astype(float))
         self._success |= {question: fmean(of_one) for question, of_one in correct.items()}
 
     def _from_drafts(self, questions: Sequence[Question]) -> list[Finished]:
@@ -356,10 +362,10 @@ def cache_of(policy: Policy, options: RPOConfig, max_response_length: int) -> Pa
     return rollouts
 
 
-def signal_of(method: Method, earns: Callable[[Group], bool]) -> Callable[[Group], bool] | None:
+def signal_of(method: Method, teaches: Callable[[Group], bool]) -> Callable[[Group], bool] | None:
     """What the filter asks of a group; None: no filter. DAPO looks at accuracies, RPO at shaped rewards and credit."""
     if not method.filtered:
         return None
     if method.reuse:
-        return lambda group: group.has_signal or earns(group)
+        return teaches
     return lambda group: differ(group.correct.astype(float))

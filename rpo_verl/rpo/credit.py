@@ -76,8 +76,10 @@ def earns_credit(group: Group, options: CreditConfig) -> bool:
 
 
 def teaches(group: Group, options: CreditConfig) -> bool:
-    """Whether credit makes something of a group, also where the estimator's advantages are all zero."""
-    return earns_credit(group, options) or (options.rule == "imitate" and bool(group.correct.any()))
+    """Whether a group changes the policy: under `imitate` with a correct response, else with a signal or a credit."""
+    if options.rule == "imitate":
+        return bool(group.correct.any())
+    return group.has_signal or earns_credit(group, options)
 
 
 def prefix_value(correct: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -487,6 +488,12 @@ def test_options_of_rpo_are_merged_and_checked():
         (["--lr", "-1"], r"--lr=-1\.0: must be above 0"),
         (["--max-tokens", "0"], "--max-tokens=0: must be above 0"),
         (["--arm", "dapo-rpo", "rpo.rollout.trunks=4"], "rpo.rollout.trunks=4 with --arm=dapo-rpo"),
+        (
+            ["--arm", "rpo", "--answers", "8"],
+            "--answers=8: must be above 0, divide --group-size=8, and leave",
+        ),
+        (["--arm", "rpo", "--answers", "3"], "--answers=3: "),
+        (["--answers", "2"], "--answers=2 with --arm=grpo"),
         (["rpo.seed=1"], "--arm=grpo does not read RPO's options"),
     ],
 )
@@ -566,6 +573,32 @@ def test_solved_questions_are_not_rolled_out_again(tmp_path):
     assert first == 0 < last
     with pytest.raises(ConfigError, match="--skip-solved=2"):
         options.check(options.parser().parse_args(["--skip-solved", "2"]))
+
+
+def test_success_behind_a_prefix_says_nothing_of_the_question(policy):
+    args = options.parser().parse_args(["--arm", "rpo", "--skip-solved", "0.9", "--eval-questions", "2"])
+    options.check(args)
+    training = Training(policy, args)
+    _, first = branched(*TRUNKS, [5, END], [6, 7, END])
+    training._remember(first)
+    assert training._success == {first[0].question: 0.5}, "one of two trunks; their branches do not count"
+    behind = replace(first[0], group=replace(first[0].group, prefix_tokens=np.array([2, 2]), trunks=None))
+    training._remember([behind])
+    assert training._success == {first[0].question: 0.5}
+
+
+def test_every_answer_has_a_part_of_the_group_in_training(policy):
+    args = options.parser().parse_args(
+        ["--arm", "rpo", "--answers", "2", "--group-size", "4", "--eval-questions", "2", "--batch", "2",
+         "rpo.rollout.trunks=1"]
+    )  # fmt: skip
+    options.check(args)
+    training = Training(policy, args)
+    questions = training._visits.take(2, lambda question: False)
+    found = training._fresh(questions)
+    assert [(one.question, one.cache, len(one.group)) for one in found] == [
+        (question, cache, 2) for cache in (0, 1) for question in questions
+    ]
 
 
 def test_the_seed_decides_a_run(tmp_path):

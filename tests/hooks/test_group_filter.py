@@ -144,7 +144,7 @@ def test_a_group_is_discarded_only_if_no_branch_has_a_signal(make_buffer, monkey
 def test_a_group_whose_prefix_earns_credit_is_kept(make_buffer):
     queue = Queue(a=("prefixed", FLAT, 1), b=("prefixed", FLAT, 1))
     buffer = make_buffer(queue, filter_at_most=None)
-    buffer._rpo_earns = lambda group: group.keys[0].startswith("a")
+    buffer._rpo_teaches = lambda group: group.has_signal or group.keys[0].startswith("a")
     assert leave_out(buffer, 1) == ["b"]
 
 

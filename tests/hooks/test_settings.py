@@ -54,6 +54,14 @@ def test_refused_with_a_reason(override):
     assert REFUSED[override] in str(error.value)
 
 
+def test_imitation_refuses_a_penalty_that_works_through_advantages():
+    imitated, penalty = "rpo.credit.rule=imitate", "algorithm.use_kl_in_reward=True"
+    with pytest.raises(ConfigError, match=f"{imitated} with {penalty}.*use_kl_loss=true"):
+        check(composed(imitated, penalty))
+    check(composed(imitated, "actor_rollout_ref.actor.use_kl_loss=True"))
+    check(composed("rpo.credit.rule=paid", penalty))
+
+
 @pytest.mark.parametrize("name", ["rpo", "lean"])
 def test_refused_settings_end_the_driver(name):
     with pytest.raises(SystemExit, match=f"trainer.use_v1=False: {name} works with"):

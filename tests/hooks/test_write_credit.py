@@ -231,6 +231,22 @@ def test_right_responses_are_imitated(paid):
     assert found.generated == {"a_0_0": 2, "a_1_0": 0, "b_0_0": 1, "b_1_0": 0} and found.prefixes == {"a_0_0": 2}
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_one_row_of_equal_responses_adds_what_all_of_them_would(make_table, mode):
+    """Summed over two equally long rows, the advantages of a token are the same with and without the merging."""
+    found = []
+    for other in (1, 5):
+        table = make_table([0] * 4, [4, 4, 2, 2], [0.5] * 4)
+        texts = zip(table.keys, (1, other, 2, 3), strict=True)
+        table.columns["responses"] = {key: torch.full((table.lengths[key],), text) for key, text in texts}
+        groups = [replace(group, correct=np.array([True, group.keys[0] == "a_0_0"])) for group in table.groups()]
+        generated = credited(table.keys, groups, "imitate", mode).generated
+        assert list(generated.values()) == ([2, 0, 1, 0] if other == 1 else [1, 1, 1, 0])
+        rows = [table.columns["advantages"][key] for key in table.keys]
+        found.append([(rows[0] + rows[1]).tolist(), rows[2].tolist(), rows[3].tolist()])
+    assert found[0] == found[1] == [[2.0] * 4, [1.0] * 2, [0.0] * 2]
+
+
 def test_by_imitation_tokens_of_a_tool_stay_out_of_the_loss(make_table):
     table = make_table([0, 0], [4, 4], [0.5, -0.5], masks=[[1, 1, 0, 1], [1, 1, 1, 1]])
     table.columns["responses"] = {key: torch.arange(4) for key in table.keys}

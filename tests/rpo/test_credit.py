@@ -91,12 +91,18 @@ def test_by_imitation_a_prefix_is_paid_on_a_row_that_is_updated_anyway():
 
 
 @pytest.mark.parametrize(
-    ("rule", "full", "prefixed", "wrong"),
-    [("none", False, False, False), ("paid", False, True, False), ("imitate", True, True, False)],
+    ("rule", "full", "prefixed", "wrong", "unlike"),
+    [
+        ("none", False, False, False, True),
+        ("paid", False, True, False, True),
+        ("imitate", True, True, False, False),
+    ],
 )
-def test_which_groups_credit_makes_something_of(rule, full, prefixed, wrong):
-    groups = (of_lengths([1, 1], [8, 8], prefix=0), of_lengths([1, 1], [8, 8]), of_lengths([0, 0], [8, 8]))
-    assert [teaches(group, CreditConfig(rule=rule)) for group in groups] == [full, prefixed, wrong]
+def test_which_groups_change_the_policy(rule, full, prefixed, wrong, unlike):
+    """The last group is wrong throughout, and its rewards differ, as by a penalty on length."""
+    groups = [of_lengths([1, 1], [8, 8], prefix=0), of_lengths([1, 1], [8, 8]), of_lengths([0, 0], [8, 8])]
+    groups.append(replace(groups[2], shaped=np.array([0.0, -0.5])))
+    assert [teaches(group, CreditConfig(rule=rule)) for group in groups] == [full, prefixed, wrong, unlike]
 
 
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])

@@ -109,6 +109,18 @@ def test_one_member_of_a_branch_carries_its_credit(run):
     assert seen == sum(step["rpo/credit/groups_total"] for step in run.steps) > 0
 
 
+def test_by_imitation_right_responses_earn_one_each(run, request):
+    if "imitate" not in request.node.callspec.id:
+        return
+    earned, right = defaultdict(float), defaultdict(int)
+    for step in run.steps:
+        for row in rows(run, step["step"]):
+            uid = row["uid"].split("_")[0]
+            earned[uid] += row["rpo_advantage"]
+            right[uid] += row["rpo_correct"]
+    assert earned == right and sum(right.values()) > 0
+
+
 def test_log_probabilities_go_with_the_checkpoint(data_dir, tmp_path):
     """In step 3 every group starts from a cached prefix; a resumed run knows the log-probabilities of all of them."""
 

@@ -46,11 +46,12 @@ def write_credit(
     names = ("advantages", "returns", "response_mask")
     rows = {key: list(row) for key, *row in zip(keys, *queue.read(keys, partition_id, *names), strict=True)}
     generated, planned, replaced = dict[str, float](), [], set[str]()
+    responses = _responses(groups, partition_id) if options.rule == "imitate" else {}
     for group in groups:
         reused = group.prefix_tokens.tolist()
         own = np.array([float(rows[key][0][tokens]) for key, tokens in zip(group.keys, reused, strict=True)])
         if options.rule == "imitate":
-            own = imitation(group, _responses(group, partition_id))
+            own = imitation(group, [responses[key] for key in group.keys])
             replaced |= set(group.keys)
         generated |= zip(group.keys, own.tolist(), strict=True)
         planned.append((group, credit(group, own, options, loss_agg_mode)))
@@ -92,10 +93,11 @@ def write_credit(
     return result
 
 
-def _responses(group: Group, partition_id: str) -> list[list[int]]:
-    """Token ids of a group's responses."""
-    (found,) = queue.read(group.keys, partition_id, "responses")
-    return [row[:length].tolist() for row, length in zip(found, group.response_tokens.tolist(), strict=True)]
+def _responses(groups: Sequence[Group], partition_id: str) -> dict[str, list[int]]:
+    """Row → token ids of its response, of all members of groups."""
+    lengths = {key: n for group in groups for key, n in zip(group.keys, group.response_tokens.tolist(), strict=True)}
+    (found,) = queue.read(list(lengths), partition_id, "responses")
+    return {key: row[:n].tolist() for (key, n), row in zip(lengths.items(), found, strict=True)}
 
 
 class _Counted:

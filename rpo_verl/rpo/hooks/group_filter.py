@@ -26,7 +26,7 @@ class ShapedGroupFilter:
         return super()._terminal_eviction_reasons(global_steps, partition_id)
 
     def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter]:
-        """Finished groups to discard: for those RPO started, shaped rewards are equal and the limit is not reached.
+        """Finished groups to discard: those RPO started that teach nothing, as long as the limit is not reached.
 
         Rows that RPO passed through keep veRL's rule.
         """
@@ -37,7 +37,7 @@ class ShapedGroupFilter:
             return filtered
         groups = self._read(partition_id, new)
         for uid, branches in groups.items():
-            idle = all(len(group) > 1 and not group.has_signal and not self._rpo_earns(group) for group in branches)
+            idle = all(len(group) > 1 and not self._rpo_teaches(group) for group in branches)
             judged[uid] = float(branches[0].shaped[0]) if idle else None
         prefixed = {uid for uid, branches in groups.items() if branches[0].prefixed}
         self._rpo_prefixed = (self._rpo_prefixed | prefixed) & judged.keys()
@@ -98,7 +98,7 @@ def watch_groups(
     on_discard: Callable[[list[Group], str], None],
     on_failure: Callable[[int, int | None], None] = lambda groups, in_a_row: None,
     scale: RewardScale | None = None,
-    earns_credit: Callable[[Group], bool] = lambda group: False,
+    teaches: Callable[[Group], bool] = lambda group: group.has_signal,
 ) -> None:
     """Put the filter over a replay buffer that veRL has built.
 
@@ -111,9 +111,9 @@ def watch_groups(
         on_failure: called with a number of groups whose rollout or reward failed and which veRL replaces, and how many
             have failed in a row; and with all groups of a step and None where nothing is left to train on.
         scale: of the run's rewards.
-        earns_credit: whether a group without a signal is trained on for the sake of its prefix.
+        teaches: whether a group is worth training on.
     """
-    buffer._rpo_earns = earns_credit
+    buffer._rpo_teaches = teaches
     buffer._rpo_reward, buffer._rpo_on_discard = reward, on_discard
     buffer._rpo_on_failure, buffer._rpo_scale, buffer._rpo_failed_in_a_row = on_failure, scale, 0
     at_most = reward.filter_at_most

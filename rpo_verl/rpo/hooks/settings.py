@@ -88,6 +88,11 @@ def _refuse_what_needs_the_prefix(config: DictConfig, credit: CreditConfig) -> N
         )
     if credit.needs_logprobs:
         _refuse_unknown_log_probs(config, credit.rule)
+    if credit.rule == "imitate" and config.algorithm.use_kl_in_reward:
+        raise ConfigError(
+            "rpo.credit.rule=imitate with algorithm.use_kl_in_reward=True: imitation takes the place of the advantages "
+            "that the penalty works through. Use actor_rollout_ref.actor.use_kl_loss=true, or rpo.credit.rule=paid."
+        )
     if credit.rule != "literal":
         return
     if correction.get("bypass_mode", False):
