@@ -109,9 +109,8 @@ def test_one_member_of_a_branch_carries_its_credit(run):
     assert seen == sum(step["rpo/credit/groups_total"] for step in run.steps) > 0
 
 
-def test_by_imitation_right_responses_earn_one_each(run, request):
-    if "imitate" not in request.node.callspec.id:
-        return
+@pytest.mark.parametrize("run", [name for name in SETTINGS if "imitate" in name], indirect=True)
+def test_by_imitation_right_responses_earn_one_each(run):
     earned, right = defaultdict(float), defaultdict(int)
     for step in run.steps:
         for row in rows(run, step["step"]):
