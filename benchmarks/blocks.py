@@ -134,6 +134,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "lab-policies": lambda: markdown(publish.policy_rows(result("lab-reuse"), ("rpo", "rpo-imitate", "raft"))),
     **lab_blocks("reuse"),
     **lab_blocks("competitors"),
+    "lab-r2po": lambda: markdown(publish.end_rows(result("lab-r2po"))),
+    **{
+        f"lab-r2po-overturned-{policy}": lambda policy=policy: publish.sentences(result("lab-r2po"), policy)
+        for policy in ("biased", "talkative")
+    },
+    "lab-r2po-source": lambda: publish.provenance(result("lab-r2po")) + "\n",
     "lm": lambda: markdown(lm.rows(result("lm")["runs"])),
     "lm-time": lambda: markdown(lm.parts(result("lm"))),
     "lm-source": lambda: lm.provenance(result("lm")) + "\n",
