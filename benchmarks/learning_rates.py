@@ -15,7 +15,7 @@ class LearningRate:
 
 RECIPE = LearningRate("3e-4", NO_SWEEP)
 LR_SUITE = "docs/results/lab-lr.json"
-#: Family → the one whose sweep decides for it: shaping changes which answer is kept, and little else where lengths agree.
+#: Family → the one whose sweep decides for it: shaping changes which answer is kept, little else where lengths agree.
 SWEPT_AS = {"rpo": "rpo-unshaped"}
 #: (policy, family) → the best of a sweep; others train with the recipe's.
 SWEPT = {
