@@ -13,10 +13,6 @@ class LeanConfig:
     """Seconds between two looks of the trainer at the replay buffer. veRL waits 2 s, which hides what a shorter rollout
     saves (docs/benchmarks.md)."""
 
-    group_writes: bool | int = option(True, SWITCH)
-    """Let rollout workers write the responses of a group to the queue at once, when the last one is there. veRL writes
-    them one by one, which keeps the queue's single control server busy, and nobody reads them earlier."""
-
     skip_zero_advantage: bool | int = option(True, SWITCH)
     """Leave rows with zero advantages out of the actor's update. It applies where no other term of the loss (KL,
     entropy, distillation) has a gradient on them, so the update stays the same. veRL's `actor/*` metrics then cover the

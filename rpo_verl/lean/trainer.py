@@ -1,4 +1,4 @@
-"""The lean layer around veRL's trainers: short poll, fewer writes and rows, groups kept together."""
+"""The lean layer around veRL's trainers: short poll, fewer rows in the update, groups kept together."""
 
 from typing import Any
 
@@ -9,9 +9,7 @@ from rpo_verl.lean.packing import order_by_group
 from rpo_verl.lean.signal import mini_batch_size, skip_zero_advantage_rows
 from rpo_verl.lean.subset import train_on_subset
 from rpo_verl.upstream import queue
-from rpo_verl.upstream.manager import AgentLoopManager
 from rpo_verl.upstream.settings import read_options
-from rpo_verl.upstream.writes import write_groups_at_once
 
 
 class LeanTrainer:
@@ -20,11 +18,6 @@ class LeanTrainer:
     def __init__(self, config: DictConfig) -> None:
         self._lean = read_options(config, "lean")
         super().__init__(config=config)
-
-    def _prepare_rollouts(self, agent_loop_manager: AgentLoopManager) -> None:
-        super()._prepare_rollouts(agent_loop_manager)
-        if self._lean.group_writes:
-            agent_loop_manager.in_workers(write_groups_at_once)
 
     def _build_replay_buffer(self) -> Any:
         buffer, v1 = super()._build_replay_buffer(), self.config.trainer.v1

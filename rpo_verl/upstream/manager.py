@@ -33,10 +33,6 @@ class AgentLoopManager(AgentLoopManagerTQ):
         self._connected = True
         self._preparations: list[Callable[[TensorDict], None]] = []
 
-    def in_workers(self, call: Callable[[object], None]) -> None:
-        """Call `call(worker)` in the process of every rollout worker."""
-        ray.get([worker.__ray_call__.remote(call) for worker in self.agent_loop_workers])
-
     def prepare_with(self, preparation: Callable[[TensorDict], None]) -> None:
         """Call `preparation` with every batch of (B,) training rows. It may change their columns, not their number."""
         self._preparations.append(preparation)

@@ -44,7 +44,6 @@ RANGES = {
     "r2po.stage1.kl_bound": ([1e-4, 1.0], [0.0, -0.1]),
     "r2po.stage1.kl_weight": ([0.0, 0.04], [-0.1]),
     "lean.poll_interval_s": ([0.001, 2.0], [0, -1.0]),
-    "lean.group_writes": ([True, False], [2, 0.5]),
     "lean.rows_per_group": ([2, 8], [1, 0]),
     "rpo.reward.shaping": ([True, False, 1, 0], [2, -1]),
     "rpo.cache.keep_correct": ([True, False], [7]),
