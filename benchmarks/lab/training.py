@@ -363,7 +363,7 @@ def cache_of(policy: Policy, options: RPOConfig, max_response_length: int) -> Pa
 
 
 def signal_of(method: Method, teaches: Callable[[Group], bool]) -> Callable[[Group], bool] | None:
-    """What the filter asks of a group; None: no filter. DAPO looks at accuracies, RPO at shaped rewards and credit."""
+    """What the filter asks of a group; None: no filter. DAPO looks at accuracies, RPO at what a group teaches."""
     if not method.filtered:
         return None
     if method.reuse:

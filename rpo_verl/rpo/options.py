@@ -151,7 +151,7 @@ MOVED = {
     "rpo.reward.length_reference": "is gone: the reference is the mean length of the group",
     "rpo.reward.group_filter": "is gone: DAPO's filter looks at shaped rewards",
     "rpo.cache.max_age": "is gone: rpo.rollout.full_rollout_every refreshes answers",
-    "rpo.credit.min_deviation": "is gone with rpo.credit.rule=value, which ended below GRPO",
+    "rpo.credit.min_deviation": "is gone with a baseline for rpo.credit.rule, which ended below GRPO",
     "rpo.upstream": "is no option: RPO fills it in itself",
 }
 

@@ -231,11 +231,12 @@ def test_prefixed_groups_beyond_the_limit_fill_the_batch():
     assert [one.question for one in found.discarded] == [question(0), question(2)]
 
 
-def test_filters_look_at_accuracies_or_at_shaped_rewards():
+def test_filters_look_at_accuracies_or_at_what_teaches():
     (found,) = groups_of(None, 1, [9, END], [9, 5, 5, END], shaping=True)
     assert found.group.shaped[0] != found.group.shaped[1]
     assert not signal_of(options.METHODS["dapo"], lambda group: True)(found.group)
-    assert signal_of(options.METHODS["dapo-rpo"], lambda group: False)(found.group)
+    for teaches in (True, False):
+        assert signal_of(options.METHODS["dapo-rpo"], lambda group, teaches=teaches: teaches)(found.group) == teaches
     assert signal_of(options.METHODS["grpo"], lambda group: True) is None
 
 
