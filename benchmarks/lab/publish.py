@@ -98,8 +98,8 @@ def of_policy(found: Mapping[str, Any], policy: str) -> dict[str, Any]:
 def cost_rows(found: Mapping[str, Any], policy: str) -> list[list[str]]:
     """Table of what arms cost and what they leave behind, one per row, head first: means over seeds.
 
-    Tokens and seconds of the processor are shares of the first arm's. Seconds of another processor than the first
-    arm's are left out.
+    Tokens and seconds of the processor are shares of the first arm's. A run on another processor than the first arm's
+    shows no seconds.
     """
     runs = found["runs"][policy]
     first = list(next(iter(runs.values())).values())
