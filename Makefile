@@ -29,7 +29,7 @@ bench: setup  ## GRPO, DAPO, RPO and competitors, five seeds each; --suite biase
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 lab: setup  ## the fast lane, minutes a run; --suite lr, competitors, reuse, r2po: hours, resumable; in runs/lab
-	VERL_PLATFORM=cpu $(BIN)/python -W ignore -m benchmarks.lab $(ARGS)
+	VERL_PLATFORM=cpu PYTHONPATH=$(CURDIR)/build/lm $(BIN)/python -W ignore -m benchmarks.lab $(ARGS)
 
 bench-lm: setup build/lm  ## GRPO and RPO on SmolLM2-135M and a task of reasoning-gym, two seeds each: hours, resumable; in runs/lm
 	PYTHONPATH=$(CURDIR)/build/lm $(BIN)/python -m benchmarks.lm.bench $(ARGS)

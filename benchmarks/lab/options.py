@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from benchmarks import policies
 from benchmarks.exact import QUESTIONS
 from benchmarks.lab.suites import SUITES
+from benchmarks.lab.tasks import LANGUAGE, Language, task_of
 from benchmarks.stores import PROBLEM_STEPS
 from benchmarks.tiny import CHECKPOINT
 from rpo_verl.config import ConfigError
@@ -60,8 +61,6 @@ METHODS = {
 
 #: Name of a policy → function of policies.py that makes it; None: the checkpoint as it is.
 MODELS = {"tiny": None, "talkative": "talkative", "biased": "biased", "biased-more": "biased_more"}
-#: Policies with many right solutions to a question.
-MANY_SOLUTIONS = ("talkative",)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run = made.add_argument_group("a run")
     run.add_argument("--arm", choices=METHODS, default="grpo")
-    run.add_argument("--model", default="tiny", help=f"{', '.join(MODELS)}, or a Hugging Face folder")
+    run.add_argument("--model", default="tiny", help=f"{', '.join((*MODELS, *LANGUAGE))}, or a Hugging Face folder")
     run.add_argument("--seed", type=int, default=1, help="of questions, their order, and sampling")
     run.add_argument("--steps", type=int, default=48)
     run.add_argument("--max-tokens", type=int, help="end when so many were generated; the schedule ends there too")
@@ -81,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--group-size", type=int, default=8, help="responses a question")
     run.add_argument("--questions", type=int, default=64, help="to train on")
     run.add_argument("--problem-steps", type=int, default=PROBLEM_STEPS, help="operations in a question")
-    run.add_argument("--max-response-length", type=int, help="tokens; by default 128, for talkative 192")
+    run.add_argument("--max-response-length", type=int, help="tokens; by default the task's")
     run.add_argument("--lr", type=float, default=3e-4)
     run.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
     run.add_argument("--ppo-epochs", type=int, default=1, help="optimizer steps on a batch")
@@ -95,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--answers", type=int, default=1, help="kept of a question; each serves a part of its group")
     run.add_argument("--skip-solved", type=float, metavar="P", help="skip most visits where success is at least P")
     run.add_argument("--lenience", type=float, default=1.0, help="of verified drafts: λ in min(1, λ π_now/π_then)")
+    run.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, with weights in float32, as on GPUs")
     run.add_argument("--micro-batch", type=int, default=16, help="rows per forward pass of the update")
     run.add_argument("--eval-every", type=int, default=8, help="steps between evaluations")
     run.add_argument("--eval-questions", type=int, default=QUESTIONS, help="held-out questions")
@@ -142,7 +142,7 @@ def check(args: argparse.Namespace) -> None:
         ConfigError: names the option, its value and the fix.
     """
     if args.max_response_length is None:
-        args.max_response_length = 192 if args.model in MANY_SOLUTIONS else 128
+        args.max_response_length = task_of(args.model, args.problem_steps).max_response_length
     positive = ("steps", "batch", "group_size", "questions", "ppo_epochs", "eval_every", "eval_questions",
                 "micro_batch", "max_response_length", "lr", "lenience")  # fmt: skip
     for name in positive:
@@ -199,6 +199,8 @@ def model_folder(name: str, made: Path) -> Path:
             raise ConfigError(f"--model={name}: benchmarks/policies.py has no function {function}")
         made.mkdir(parents=True, exist_ok=True)
         return make(made)
+    if name in LANGUAGE:
+        return Language(name).start()
     if (Path(name) / "config.json").exists():
         return Path(name)
-    raise ConfigError(f"--model={name}: neither one of {', '.join(MODELS)} nor a Hugging Face folder")
+    raise ConfigError(f"--model={name}: neither one of {', '.join((*MODELS, *LANGUAGE))} nor a Hugging Face folder")

@@ -1,6 +1,7 @@
 """The policy that is trained: model, tokenizer, and the log-probabilities of responses."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class BrokenDown(RuntimeError):
 
 @dataclass(frozen=True)
 class Policy:
-    """A causal language model in float32 on the CPU with its tokenizer."""
+    """A causal language model with weights in float32 on the CPU, and its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -26,13 +27,20 @@ class Policy:
     end_ids: frozenset[int]
     """Ids at which generation ends."""
 
+    bfloat16: bool = False
+    """Whether its layers compute in bfloat16."""
+
     @classmethod
-    def load(cls, folder: Path) -> "Policy":
+    def load(cls, folder: Path, bfloat16: bool = False) -> "Policy":
         """Load a Hugging Face folder."""
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
         identity = TokenizerIdentity.of(str(folder), tokenizer.get_vocab(), tokenizer.chat_template)
-        return cls(model, tokenizer, identity, frozenset(read_end_ids(str(folder), False, tokenizer)))
+        return cls(model, tokenizer, identity, frozenset(read_end_ids(str(folder), False, tokenizer)), bfloat16)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """What its layers compute in."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16)
 
     def log_probs(self, questions: Sequence[Sequence[int]], responses: Sequence[np.ndarray]) -> torch.Tensor:
         """Log-probabilities of the tokens of responses, with a gradient where it is enabled.
@@ -45,7 +53,9 @@ class Policy:
             (B, T) float32; T is the longest response, and what lies behind a response is 0.
         """
         states, labels = self.states(questions, responses)
-        log_p = self.model.get_output_embeddings()(states).log_softmax(-1)
+        with self.precision():
+            logits = self.model.get_output_embeddings()(states)
+        log_p = logits.float().log_softmax(-1)
         lengths = torch.tensor([len(response) for response in responses])
         written = torch.arange(labels.shape[1]) < lengths[:, None]
         return log_p.gather(2, labels[:, :, None])[:, :, 0] * written
@@ -65,7 +75,8 @@ class Policy:
         whole = [torch.tensor([*question, *response]) for question, response in zip(questions, responses, strict=True)]
         # Filled up on the right, where causal attention does not look.
         ids = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True)
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        with self.precision():
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         longest = max(map(len, responses))
         offsets, steps = torch.tensor([len(question) for question in questions]), torch.arange(longest)
         # Rows of unequal questions: a short row's last columns are read twice.

@@ -1,43 +1,20 @@
-"""Questions of the tiny reasoner's task, their reward, and the order in which training visits them."""
+"""Questions, the order in which training visits them, and DAPO's penalty on long responses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
-import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
-
-from benchmarks.tiny import compute_score, prompt_ids, task
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question of the task."""
+    """One question of a task."""
 
     ids: tuple[int, ...]
     """(q,) token ids, chat template applied."""
 
     answer: str
-
-
-def draw(tokenizer: PreTrainedTokenizerBase, seed: int, steps: int, count: int) -> list[Question]:
-    """Draw questions of `steps` operations: for a seed the same ones that prepare_data.py writes to train.parquet."""
-    return [
-        Question(tuple(prompt_ids(tokenizer, problem.question)), problem.answer)
-        for problem in islice(task.generate(seed, steps), count)
-    ]
-
-
-def reward(tokenizer: PreTrainedTokenizerBase, question: Question, response: np.ndarray) -> float:
-    """The task's reward of a response (t,), decoded as veRL decodes it."""
-    return compute_score("tiny_reasoner", tokenizer.decode(response, skip_special_tokens=True), question.answer)
-
-
-def states_answer(tokenizer: PreTrainedTokenizerBase, response: np.ndarray) -> bool:
-    """Whether the reward finds a final answer in a response (t,), right or wrong; where not, its format is at fault."""
-    _, mark, answer = tokenizer.decode(response, skip_special_tokens=True).rpartition("#")
-    return bool(mark) and answer.strip().isdigit()
+    """What the task's reward compares a response with."""
 
 
 def overlong_penalty(length: int, max_response_length: int, buffer: int) -> float:

@@ -45,7 +45,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "args": options_of(args), "commit": commit(), "policy": sha256(folder),
         "machine": machine() | {"processor": processor()},
     }  # fmt: skip
-    training = Training(Policy.load(folder), args)
+    training = Training(Policy.load(folder, args.bfloat16), args)
     try:
         record = training.run(partial(print, flush=True))
     except BrokenDown as error:

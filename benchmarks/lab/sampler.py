@@ -1,6 +1,7 @@
 """A batched sampler with a static KV cache for models of the Llama and Qwen kind."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -29,12 +30,18 @@ class Sampler:
     Args:
         model: a causal language model; its weights stay its own.
         end_ids: ids at which generation ends.
+        precision: context in which the layers compute, such as one of `torch.autocast`.
 
     Raises:
         ValueError: if the model's layers are not those of Llama or Qwen with full attention.
     """
 
-    def __init__(self, model: PreTrainedModel, end_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        end_ids: Collection[int],
+        precision: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         kind, layer_types = model.config.model_type, set(getattr(model.config, "layer_types", None) or ())
         if kind not in KNOWN or layer_types - {"full_attention"}:
             raise ValueError(
@@ -43,6 +50,7 @@ class Sampler:
             )
         self._model, self._base = model, model.base_model
         self._end = torch.tensor(sorted(end_ids))
+        self._precision = precision
 
     @torch.no_grad()
     def sample(
@@ -72,6 +80,17 @@ class Sampler:
                 f"shortest context {min(map(len, contexts))}, smallest room {min(room)}, temperature {temperature}: "
                 "every context needs a token and room for one, and the temperature must be above 0"
             )
+        with self._precision():
+            return self._continue(contexts, room, generator, temperature, head)
+
+    def _continue(
+        self,
+        contexts: Sequence[Sequence[int]],
+        room: Sequence[int],
+        generator: torch.Generator,
+        temperature: float,
+        head: torch.nn.Module | None,
+    ) -> list[Continuation]:
         distinct = list(dict.fromkeys(map(tuple, contexts)))
         number = {context: i for i, context in enumerate(distinct)}
         of_row = torch.tensor([number[tuple(context)] for context in contexts])
@@ -98,8 +117,8 @@ class Sampler:
             logits = self._model.lm_head(states).float()
             if head is not None:
                 logits = logits + head(states)
-            log_p = (logits / temperature).log_softmax(-1)
-            token = torch.multinomial(log_p.exp(), 1, generator=generator)
+            log_p = (logits.float() / temperature).log_softmax(-1)
+            token = _draw(log_p, generator)
             tokens[rows, written], log_probs[rows, written] = token[:, 0], log_p.gather(1, token)[:, 0]
             lengths[rows[going]] += 1
             going = going & ~torch.isin(token[:, 0], self._end) & (written + 1 < rooms[rows])
@@ -128,7 +147,8 @@ class Sampler:
         """Keys and values of a layer, (B, heads, width, D) each."""
         config = self._model.config
         shape = (rows, config.num_key_value_heads, width, self._base.layers[0].self_attn.head_dim)
-        return torch.zeros(shape), torch.zeros(shape)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        return torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
 
     def _states(
         self,
@@ -159,3 +179,14 @@ class Sampler:
             states = states + attention.o_proj(seen.transpose(1, 2).reshape(rows, width, -1))
             states = states + layer.mlp(layer.post_attention_layernorm(states))
         return self._base.norm(states[:, -1])
+
+
+def _draw(log_p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A token for each row of log-probabilities (B, V), (B, 1) int64.
+
+    One random number a row: `torch.multinomial` draws one for each token of the vocabulary.
+    """
+    reached = log_p.double().exp_().cumsum(-1)
+    at = torch.rand(len(log_p), 1, dtype=torch.double, generator=generator) * reached[:, -1:]
+    # `right`, so that a token of probability 0 is never drawn.
+    return torch.searchsorted(reached, at, right=True).clamp(max=log_p.shape[-1] - 1)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.exact import HELD_OUT_SEED, KS, Solved, held_out, measure
+from benchmarks.exact import KS, Solved, measure
 from benchmarks.lab.advantages import (
     Batch,
     as_batch,
@@ -29,10 +29,11 @@ from benchmarks.lab.batches import Collected, collect
 from benchmarks.lab.drafts import Drafts
 from benchmarks.lab.groups import Finished, observe, plan_starts, roll_out
 from benchmarks.lab.head import HeadTraining
-from benchmarks.lab.options import MANY_SOLUTIONS, METHODS, Method, read_r2po, read_rpo
+from benchmarks.lab.options import METHODS, Method, read_r2po, read_rpo
 from benchmarks.lab.policy import Policy
-from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward, states_answer
+from benchmarks.lab.questions import Question, Visits, overlong_penalty
 from benchmarks.lab.sampler import Continuation, Sampler
+from benchmarks.lab.tasks import task_of
 from benchmarks.lab.update import UpdateOptions, Updater
 from rpo_verl.rpo.credit import teaches
 from rpo_verl.rpo.group import Group, differ
@@ -82,7 +83,7 @@ class Training:
     Args:
         policy: to train; changed.
         args: checked options of `options.parser`.
-        validation: questions for the exact accuracy; None: those of `exact.held_out`, the same for every seed.
+        validation: questions for the exact accuracy; None: those of the task, the same for every seed.
     """
 
     def __init__(self, policy: Policy, args: argparse.Namespace, validation: Sequence[Solved] | None = None) -> None:
@@ -100,10 +101,10 @@ class Training:
         # Without RPO nothing is shaped.
         self._rollout_options = self._rpo if self.method.reuse else RPOConfig(reward=RewardConfig(shaping=False))
         self._credit: list[float] = []
-        questions = draw(policy.tokenizer, args.seed, args.problem_steps, args.questions)
-        self._visits = Visits(questions, args.seed)
+        self._task = task_of(args.model, args.problem_steps)
+        self._visits = Visits(self._task.draw(policy.tokenizer, args.seed, args.questions), args.seed)
         self._generator = torch.Generator().manual_seed(args.seed)
-        self._sampler = Sampler(policy.model, policy.end_ids)
+        self._sampler = Sampler(policy.model, policy.end_ids, policy.precision)
         self._head = HeadTraining(policy, read_r2po(args.rpo), args) if self.method.head else None
         self._updater = Updater(
             policy,
@@ -116,9 +117,9 @@ class Training:
         self._drafts = Drafts(args.lenience, args.seed)
         self._success: dict[Question, float] = {}
         self._looks = torch.Generator().manual_seed(args.seed)
-        if validation is None:
-            validation = held_out(policy.tokenizer, args.eval_questions, args.problem_steps)
-        self._validation = validation
+        self._validation = (
+            self._task.solved(policy.tokenizer, args.eval_questions) if validation is None else validation
+        )
 
     @property
     def progress(self) -> float:
@@ -242,9 +243,9 @@ class Training:
             return self.policy.log_probs(questions, responses).numpy()
 
     def _reward(self, question: Question, response: np.ndarray) -> tuple[float, float]:
-        accuracy = reward(self.policy.tokenizer, question, response)
+        found, right = self._task.reward(self.policy.tokenizer, question, response)
         penalty = overlong_penalty(len(response), self.args.max_response_length, self.method.overlong_buffer)
-        return accuracy + penalty, accuracy
+        return found + penalty, float(right)
 
     def _batch(self, groups: Sequence[Finished]) -> Batch:
         batch = as_batch(groups)
@@ -288,10 +289,10 @@ class Training:
 
     def _evaluate(self, report: Callable[[str], None]) -> None:
         with self.clock("evaluation"):
-            sampled = self.args.model in MANY_SOLUTIONS
-            found = self._answers(ANSWERS if sampled else FEW_ANSWERS) if self.progress >= 1 else {}
+            solved = self._validation
+            found = self._answers(ANSWERS if solved is None else FEW_ANSWERS) if self.progress >= 1 else {}
             # What is exact stands in place of what is sampled.
-            found |= self._sampled_accuracy() if sampled else measure(self.policy.model, self._validation)
+            found |= self._sampled_accuracy() if solved is None else measure(self.policy.model, solved)
         point = {"step": self.step, "tokens": self.tokens, **self.clock.training, **found}
         self.curve.append(point)
         report(
@@ -312,7 +313,7 @@ class Training:
         asked = min(ANSWERED, self.args.eval_questions)
         answers = self._held_out_answers(asked, each)
         greedy = self._held_out_answers(asked, 1, GREEDY)
-        right = [round(sum(right for right, _ in of_one)) for of_one in answers]
+        right = [sum(right for right, _ in of_one) for of_one in answers]
         written = [answer for of_one in answers for _, answer in of_one]
         return {
             "answers": each,
@@ -321,15 +322,17 @@ class Training:
             "entropy": -float(np.concatenate([answer.log_probs for answer in written]).mean()),
             "distinct_share": fmean(len({a.tokens.tobytes() for _, a in of_one}) / each for of_one in answers),
             "answer_tokens": fmean(len(answer.tokens) for answer in written),
-            "format_errors": fmean(not states_answer(self.policy.tokenizer, answer.tokens) for answer in written),
+            "format_errors": fmean(
+                not self._task.states_answer(self.policy.tokenizer, answer.tokens) for answer in written
+            ),
         }
 
     def _held_out_answers(
         self, count: int, each: int, temperature: float = 1.0
-    ) -> list[list[tuple[float, Continuation]]]:
-        """Reward and rollout of every answer to the first held-out questions."""
-        tokenizer = self.policy.tokenizer
-        questions = draw(tokenizer, HELD_OUT_SEED, self.args.problem_steps, count)
+    ) -> list[list[tuple[bool, Continuation]]]:
+        """Rollouts of every answer to the first held-out questions, and whether they are right."""
+        tokenizer, task = self.policy.tokenizer, self._task
+        questions = task.draw(tokenizer, task.held_out_seed, count)
         at_once, found = max(1, SAMPLED_AT_ONCE // each), []
         for first in range(0, len(questions), at_once):
             part = [question for question in questions[first : first + at_once] for _ in range(each)]
@@ -338,7 +341,7 @@ class Training:
             generator = torch.Generator().manual_seed(first)
             answers = self._sampler.sample([question.ids for question in part], room, generator, temperature)
             found += [
-                (reward(tokenizer, question, answer.tokens), answer)
+                (task.reward(tokenizer, question, answer.tokens)[1], answer)
                 for question, answer in zip(part, answers, strict=True)
             ]
         return [found[row : row + each] for row in range(0, len(found), each)]

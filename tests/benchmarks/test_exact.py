@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks import exact
-from benchmarks.lab.questions import draw, reward
 from benchmarks.lab.sampler import Sampler
+from benchmarks.lab.tasks import Operations
 from benchmarks.tiny import CHECKPOINT, task
 
 
@@ -69,7 +69,7 @@ def test_held_out_questions_are_solved_and_no_training_questions(tiny):
     for one, problem in zip(held_out, task.generate(exact.HELD_OUT_SEED, 12), strict=False):
         assert one.solution[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(one.solution[:-1]) == task.write_solution(problem.question)
-    trained = {question.ids for seed in range(1, 6) for question in draw(tokenizer, seed, 12, 64)}
+    trained = {question.ids for seed in range(1, 6) for question in Operations(12).draw(tokenizer, seed, 64)}
     assert not trained & {tuple(one.question) for one in held_out}
 
 
@@ -77,14 +77,15 @@ def test_exact_accuracy_is_what_samples_show(tiny):
     """A longer one, with 20,000 samples, stands in benchmarks/README.md."""
     model, tokenizer = tiny
     count, each, steps = 12, 12, 7
-    questions, held_out = draw(tokenizer, exact.HELD_OUT_SEED, steps, count), exact.held_out(tokenizer, count, steps)
+    of = Operations(steps)
+    questions, held_out = of.draw(tokenizer, of.held_out_seed, count), of.solved(tokenizer, count)
     assert [question.ids for question in questions] == [tuple(one.question) for one in held_out]
     p = np.array([exact.measure(model, [one])["accuracy"] for one in held_out])
     contexts = [question.ids for question in questions for _ in range(each)]
     generator = torch.Generator().manual_seed(0)
     found = Sampler(model, {tokenizer.eos_token_id}).sample(contexts, [128] * len(contexts), generator)
     on_path = np.array([answer.tokens.tolist() == held_out[i // each].solution for i, answer in enumerate(found)])
-    correct = np.array([reward(tokenizer, questions[i // each], answer.tokens) for i, answer in enumerate(found)])
+    correct = np.array([of.reward(tokenizer, questions[i // each], answer.tokens)[1] for i, answer in enumerate(found)])
     assert (correct >= on_path).all(), "the right solution is always rewarded"
     bound = 4 * np.sqrt((p * (1 - p)).sum() * each) / len(found)
     assert bound < 0.15

@@ -20,8 +20,9 @@ from benchmarks.lab.advantages import as_batch, correct_for_sampling, estimate, 
 from benchmarks.lab.batches import collect
 from benchmarks.lab.groups import observe, plan_starts, roll_out
 from benchmarks.lab.policy import BrokenDown, Policy
-from benchmarks.lab.questions import Question, Visits, draw, overlong_penalty, reward, states_answer
+from benchmarks.lab.questions import Question, Visits, overlong_penalty
 from benchmarks.lab.sampler import Continuation
+from benchmarks.lab.tasks import Operations, task_of
 from benchmarks.lab.training import Training, signal_of
 from benchmarks.lab.update import UpdateOptions, Updater, learning_rate_factor
 from benchmarks.tiny import CHECKPOINT, ROOT, task, write_questions
@@ -99,7 +100,7 @@ def cached(**truncation):
 def test_questions_are_those_that_prepare_data_writes(tokenizer, tmp_path):
     write_questions(tmp_path, train=6, val=2, seed=3, steps=4)
     rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
-    drawn = draw(tokenizer, 3, 4, 6)
+    drawn = Operations(4).draw(tokenizer, 3, 6)
     assert [q.answer for q in drawn] == [row["reward_model"]["ground_truth"] for row in rows]
     for q, row in zip(drawn, rows, strict=True):
         ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
@@ -107,14 +108,15 @@ def test_questions_are_those_that_prepare_data_writes(tokenizer, tmp_path):
 
 
 def test_a_reward_is_for_the_answer_not_the_path(tokenizer):
-    (asked,), (problem,) = draw(tokenizer, 3, 4, 1), islice(task.generate(3, 4), 1)
+    (asked,), (problem,) = Operations(4).draw(tokenizer, 3, 1), islice(task.generate(3, 4), 1)
 
     def of(text):
-        return reward(tokenizer, asked, np.array([*tokenizer.encode(text, add_special_tokens=False), END]))
+        response = np.array([*tokenizer.encode(text, add_special_tokens=False), END])
+        return Operations(4).reward(tokenizer, asked, response)
 
-    assert of(problem.solution) == 1
-    assert of(f"#{problem.answer}") == 1
-    assert of(problem.solution[:-1]) == 0
+    assert of(problem.solution) == (1, True)
+    assert of(f"#{problem.answer}") == (1, True)
+    assert of(problem.solution[:-1]) == (0, False)
 
 
 def test_long_responses_are_penalized_as_dapo_does():
@@ -362,7 +364,7 @@ def test_weights_of_reused_tokens_are_cut_instead_of_clipped():
 def two_groups(policy):
     """Responses of the policy's own alphabet: one group with a signal, one without."""
     tokens = policy.tokenizer.encode("a30*3=90;b90-8=82;#82", add_special_tokens=False)
-    asked = [Question(question.ids, "82") for question in draw(policy.tokenizer, 1, 2, 2)]
+    asked = [Question(question.ids, "82") for question in Operations(2).draw(policy.tokenizer, 1, 2)]
     starts = plan_starts(None, asked, 1, 2, 40)
     written = writing([*tokens, END], tokens[:9], tokens[:6], tokens[:4])
 
@@ -699,7 +701,26 @@ def test_at_the_end_they_answer_often(policy):
 )
 def test_an_answer_without_a_number_is_a_format_error(policy, text, expected):
     response = np.array(policy.tokenizer.encode(text, add_special_tokens=False))
-    assert states_answer(policy.tokenizer, response) == expected
+    assert Operations(12).states_answer(policy.tokenizer, response) == expected
+
+
+def test_a_policy_comes_with_its_task(monkeypatch):
+    assert task_of("biased", 12) == Operations(12) and task_of("a/folder", 5) == Operations(5)
+    assert task_of("talkative", 12).solved(None, 3) is None
+    monkeypatch.setattr("benchmarks.lab.tasks.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"--model=chain_sum: no package gguf and reasoning_gym.*make build/lm"):
+        task_of("chain_sum", 12)
+
+
+def test_log_probabilities_in_bfloat16_are_close_and_train_float32_weights():
+    exact, coarse = Policy.load(CHECKPOINT), Policy.load(CHECKPOINT, bfloat16=True)
+    asked = Operations(4).draw(exact.tokenizer, 1, 3)
+    rows = [q.ids for q in asked], [np.array(exact.tokenizer.encode("a30*3=90;", add_special_tokens=False))] * 3
+    found = coarse.log_probs(*rows)
+    torch.testing.assert_close(found, exact.log_probs(*rows), rtol=0.05, atol=0.3)
+    assert found.dtype == torch.float32 and not torch.equal(found, exact.log_probs(*rows))
+    found.sum().backward()
+    assert {parameter.grad.dtype for parameter in coarse.model.parameters()} == {torch.float32}
 
 
 def test_a_suite_goes_on_where_it_was_interrupted(tmp_path, capsys):

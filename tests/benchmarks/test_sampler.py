@@ -71,6 +71,19 @@ def test_log_probs_are_those_of_transformers(make, temperature):
         np.testing.assert_allclose(one.log_probs, expected.numpy(), atol=1e-4)
 
 
+def test_in_bfloat16_log_probs_are_close():
+    torch.manual_seed(0)
+    model = llama().eval()
+    contexts, room = [[2, 3, 4]] * 4 + [[5, 6]], [24] * 5
+    found = Sampler(model, {1}, lambda: torch.autocast("cpu", torch.bfloat16)).sample(contexts, room, random())
+    for context, one in zip(contexts, found, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*context, *one.tokens]])).logits[0, len(context) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(one.tokens).long()[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(one.log_probs, expected, atol=0.2)
+        assert not np.allclose(one.log_probs, expected, atol=1e-5)
+
+
 def test_tokens_come_with_their_probabilities():
     torch.manual_seed(0)
     model, rows = llama().eval(), 4000
