@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.exact import KS, Solved, measure
+from benchmarks.exact import Solved, measure
 from benchmarks.lab.advantages import (
     Batch,
     as_batch,
@@ -27,6 +27,7 @@ from benchmarks.lab.advantages import (
 )
 from benchmarks.lab.batches import Collected, collect
 from benchmarks.lab.drafts import Drafts
+from benchmarks.lab.evaluation import Evaluation
 from benchmarks.lab.groups import Finished, observe, plan_starts, roll_out
 from benchmarks.lab.head import HeadTraining
 from benchmarks.lab.options import METHODS, Method, read_r2po, read_rpo
@@ -39,19 +40,14 @@ from rpo_verl.rpo.credit import teaches
 from rpo_verl.rpo.group import Group, differ
 from rpo_verl.rpo.options import RewardConfig, RPOConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
-from rpo_verl.tools.evaluation.estimators import pass_at_k
 
-#: Held-out questions that are answered often at the end of a run, and answers to each: for pass@k, or for what is left
-#: to sample where accuracy is exact.
-ANSWERED, ANSWERS, FEW_ANSWERS = 64, 32, 8
-#: A temperature at which the most likely token is drawn.
-GREEDY = 1e-4
+#: Answers to each of some held-out questions at the end of a run: for pass@k, or for what is left to sample where
+#: accuracy is exact.
+ANSWERS, FEW_ANSWERS = 32, 8
 #: Bound of the weights for rollouts of another distribution, veRL's `rollout_is_threshold`.
 MOST_WEIGHT = 2.0
 #: Of the visits to solved questions these are made, so that what was unlearned is noticed.
 LOOKS = 0.1
-#: Rollouts at a time in a sampled evaluation.
-SAMPLED_AT_ONCE = 128
 
 
 @dataclass
@@ -117,9 +113,10 @@ class Training:
         self._drafts = Drafts(args.lenience, args.seed)
         self._success: dict[Question, float] = {}
         self._looks = torch.Generator().manual_seed(args.seed)
-        self._validation = (
-            self._task.solved(policy.tokenizer, args.eval_questions) if validation is None else validation
-        )
+        if validation is None:
+            validation = self._task.solved(policy.tokenizer, args.eval_questions)
+        self._validation = validation
+        self._evaluation = Evaluation(policy, self._task, args.max_response_length, args.eval_questions)
 
     @property
     def progress(self) -> float:
@@ -290,61 +287,15 @@ class Training:
     def _evaluate(self, report: Callable[[str], None]) -> None:
         with self.clock("evaluation"):
             solved = self._validation
-            found = self._answers(ANSWERS if solved is None else FEW_ANSWERS) if self.progress >= 1 else {}
+            found = self._evaluation.figures(ANSWERS if solved is None else FEW_ANSWERS) if self.progress >= 1 else {}
             # What is exact stands in place of what is sampled.
-            found |= self._sampled_accuracy() if solved is None else measure(self.policy.model, solved)
+            found |= self._evaluation.accuracy() if solved is None else measure(self.policy.model, solved)
         point = {"step": self.step, "tokens": self.tokens, **self.clock.training, **found}
         self.curve.append(point)
         report(
             f"[{self.args.arm} seed {self.args.seed}] step {self.step:>3}/{self.args.steps}  accuracy "
             f"{point['accuracy']:.4f}  {self.tokens:>7} tokens  {point['seconds']:5.0f} s"
         )
-
-    def _sampled_accuracy(self) -> dict[str, Any]:
-        """Accuracy from one rollout per held-out question, where solutions are many."""
-        answers = self._held_out_answers(self.args.eval_questions, 1)
-        return {"questions": len(answers), "accuracy": fmean(right for ((right, _),) in answers), "sampled": True}
-
-    def _answers(self, each: int) -> dict[str, Any]:
-        """The figures of the exact accuracy from `each` rollouts to some held-out questions, and how much these differ.
-
-        The entropy is the mean of -log p over sampled tokens, whose expectation it is.
-        """
-        asked = min(ANSWERED, self.args.eval_questions)
-        answers = self._held_out_answers(asked, each)
-        greedy = self._held_out_answers(asked, 1, GREEDY)
-        right = [sum(right for right, _ in of_one) for of_one in answers]
-        written = [answer for of_one in answers for _, answer in of_one]
-        return {
-            "answers": each,
-            "greedy": fmean(right for ((right, _),) in greedy),
-            "pass_at_k": {str(k): fmean(pass_at_k(each, rights, k) for rights in right) for k in KS if k <= each},
-            "entropy": -float(np.concatenate([answer.log_probs for answer in written]).mean()),
-            "distinct_share": fmean(len({a.tokens.tobytes() for _, a in of_one}) / each for of_one in answers),
-            "answer_tokens": fmean(len(answer.tokens) for answer in written),
-            "format_errors": fmean(
-                not self._task.states_answer(self.policy.tokenizer, answer.tokens) for answer in written
-            ),
-        }
-
-    def _held_out_answers(
-        self, count: int, each: int, temperature: float = 1.0
-    ) -> list[list[tuple[bool, Continuation]]]:
-        """Rollouts of every answer to the first held-out questions, and whether they are right."""
-        tokenizer, task = self.policy.tokenizer, self._task
-        questions = task.draw(tokenizer, task.held_out_seed, count)
-        at_once, found = max(1, SAMPLED_AT_ONCE // each), []
-        for first in range(0, len(questions), at_once):
-            part = [question for question in questions[first : first + at_once] for _ in range(each)]
-            room = [self.args.max_response_length] * len(part)
-            # A generator of its own, so that evaluations do not change the training.
-            generator = torch.Generator().manual_seed(first)
-            answers = self._sampler.sample([question.ids for question in part], room, generator, temperature)
-            found += [
-                (task.reward(tokenizer, question, answer.tokens)[1], answer)
-                for question, answer in zip(part, answers, strict=True)
-            ]
-        return [found[row : row + each] for row in range(0, len(found), each)]
 
     def record(self) -> dict[str, Any]:
         """What the run's JSON file holds, beside the machine and the options."""

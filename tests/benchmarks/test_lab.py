@@ -687,7 +687,7 @@ def test_policies_with_many_solutions_are_sampled(policy):
 def test_at_the_end_they_answer_often(policy):
     args = options.parser().parse_args(["--model", "talkative", "--eval-questions", "3", "--problem-steps", "7"])
     options.check(args)
-    found = Training(policy, args)._answers(32)
+    found = Training(policy, args)._evaluation.figures(32)
     assert found["pass_at_k"]["1"] <= found["pass_at_k"]["32"] <= 1
     assert 1 / 32 <= found["distinct_share"] <= 1 and 0 <= found["entropy"] < 1
     # The tiny reasoner's solutions are equally long, and its most likely one is right.
