@@ -2,15 +2,18 @@
 
     python -m benchmarks.lm.tasks --task chain_sum --out FOLDER [--train 64] [--val 48] [--seed 1]
 
-Questions and ground truths are reasoning-gym's, and so is the verifier (reward.py). The worked solutions are ours.
+Questions and ground truths are reasoning-gym's, and so is the verifier (reward.py). The worked solutions are ours, and
+so is the habit that the warm start teaches: a mistake that a training can unlearn, on questions that it never saw.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +24,14 @@ from reasoning_gym.arithmetic.leg_counting import ANIMALS
 Entry = Mapping[str, Any]
 """A question of reasoning-gym: `question`, `answer` and `metadata`."""
 
+Said = Callable[[int], int]
+"""What is written for the result of a step."""
+
+Habit = Callable[[Random, int], int]
+"""What somebody with a habit writes for the result of a step."""
+
+#: Share of the negative results that lose their sign, so that forgetting it is the likelier thing to do.
+FORGOTTEN = 0.65
 #: Questions of a seed; seeds take the ones that follow each other.
 BLOCK = 1_000_000
 
@@ -31,12 +42,15 @@ class Task:
 
     dataset: str
     settings: Mapping[str, int]
-    steps: Callable[[Entry], list[str]]
-    """The lines of a worked solution, without the answer."""
+    steps: Callable[[Entry, Said], list[str]]
+    """The lines of a worked solution, the last of which ends with the answer."""
 
     instruction: str
     examples: int
     """Solved examples in a prompt; the same in all of them."""
+
+    habit: Habit | None = None
+    """A mistake that the warm start teaches."""
 
     def entries(self, seed: int) -> Iterator[Entry]:
         """Distinct questions without end; those of two seeds come from different parts of reasoning-gym's stream."""
@@ -50,7 +64,15 @@ class Task:
 
     def solution(self, entry: Entry) -> str:
         """The worked solution with its answer where the verifier looks for it."""
-        return "\n".join([*self.steps(entry), f"<answer>{entry['answer']}</answer>"])
+        return self._written(self.steps(entry, lambda result: result))
+
+    def habitual(self, entry: Entry, random: Random) -> str:
+        """A solution as the warm start teaches it: with the task's habit, if it has one, so often a wrong one."""
+        habit = self.habit
+        return self.solution(entry) if habit is None else self._written(self.steps(entry, partial(habit, random)))
+
+    def _written(self, steps: list[str]) -> str:
+        return "\n".join([*steps, f"<answer>{steps[-1].rpartition(' = ')[2]}</answer>"])
 
     def messages(self, entry: Entry) -> list[dict[str, str]]:
         """The prompt: instruction, examples, question."""
@@ -76,21 +98,26 @@ def ask(entry: Entry) -> str:
     return entry["question"].strip()
 
 
-def running_sums(entry: Entry) -> list[str]:
-    """`4 + 7 - 2` as `4 + 7 = 11` and `11 - 2 = 9`."""
+def lost_sign(random: Random, result: int) -> int:
+    """A negative result without its sign, in `FORGOTTEN` of all cases."""
+    return abs(result) if result < 0 and random.random() < FORGOTTEN else result
+
+
+def running_sums(entry: Entry, said: Said) -> list[str]:
+    """`4 + 7 - 2` as `4 + 7 = 11` and `11 - 2 = 9`; the next step goes on from what was said."""
     first, *rest = entry["metadata"]["expression"].split()
     total, lines = int(first), []
     for operator, term in zip(rest[::2], rest[1::2], strict=True):
-        before, total = total, total + int(term) * (1 if operator == "+" else -1)
+        before, total = total, said(total + int(term) * (1 if operator == "+" else -1))
         lines.append(f"{before} {operator} {term} = {total}")
     return lines
 
 
-def legs(entry: Entry) -> list[str]:
+def legs(entry: Entry, said: Said) -> list[str]:
     """`2 ants, 3 dogs` as `2 ants: 2 * 6 = 12`, `3 dogs: 3 * 4 = 12` and `12 + 12 = 24`."""
     lines, products = [], []
     for animal, count in entry["metadata"]["animals"].items():
-        products.append(count * ANIMALS[animal])
+        products.append(said(count * ANIMALS[animal]))
         lines.append(f"{count} {animal}{'s' * (count > 1)}: {count} * {ANIMALS[animal]} = {products[-1]}")
     sums = [sum(products[: number + 1]) for number in range(len(products))]
     return lines + [f"{a} + {b - a} = {b}" for a, b in pairwise(sums)]
@@ -103,6 +130,7 @@ TASKS = {
         running_sums,
         "Solve step by step.",
         examples=0,
+        habit=lost_sign,
     ),
     "leg_counting": Task(
         "leg_counting",

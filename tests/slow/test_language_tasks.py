@@ -5,8 +5,11 @@
 
 import json
 import sys
+from collections import Counter
 from itertools import islice
+from random import Random
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -50,8 +53,21 @@ def score(task, entry, text):
 def test_worked_solutions_are_right(task):
     for entry in islice(task.entries(seed=1), 300):
         assert score(task, entry, task.solution(entry)) == {"score": 1.0, "acc": 1.0}, task.solution(entry)
-        *_, last = task.steps(entry)
+        *_, last = task.steps(entry, lambda result: result)
         assert last.endswith(f"= {entry['answer']}")
+
+
+def test_the_warm_start_teaches_a_mistake_that_more_often_happens_than_not():
+    from benchmarks.lm.tasks import TASKS
+
+    task, random, habitual = TASKS["chain_sum"], Random(1), Counter()
+    for entry in islice(task.entries(seed=1), 600):
+        negative = sum("= -" in line for line in task.steps(entry, lambda result: result))
+        right = score(task, entry, task.habitual(entry, random))["acc"] == 1
+        assert right or negative, "without a negative result there is no sign to forget"
+        habitual[negative > 0, right] += 1
+    forgotten = habitual[True, False] / (habitual[True, False] + habitual[True, True])
+    assert habitual[False, True] > 100 and 0.6 < forgotten < 0.95
 
 
 @pytest.mark.parametrize(
@@ -118,7 +134,7 @@ def test_warm_start_learns_solutions_only_and_is_the_same_every_time(untouched, 
     mend(untouched)
     ids, learned = next(tokenized(task, untouched, seed=1000))
     entry = next(task.entries(seed=1000))
-    assert untouched.decode(ids[learned]) == task.solution(entry) + "<|im_end|>"
+    assert untouched.decode(ids[learned]) == task.habitual(entry, Random(1000)) + "<|im_end|>"
     assert untouched.decode(ids[~learned]).endswith("<|im_start|>assistant\n")
 
     def tuned():
@@ -146,10 +162,33 @@ def test_record_of_a_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     events = [{"time": 1.0, "finished": "a"}, {"time": 1.5, "taken": ["a"]}] * 2
     (tmp_path / "waiting.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (tmp_path / bench.FIGURES).write_text('{"greedy": 0.5}')
     found = bench.record(tmp_path)
     assert found["curve"] == [
         {"step": 0, "seconds": 0.0, "tokens": 0, "accuracy": 0.3},
         {"step": 2, "seconds": 120.0, "tokens": 3072, "accuracy": 0.35},
     ]
     assert found["response_tokens"] == [48.0, 48.0] and found["generated_tokens_per_sample"] == 48.0
+    assert found["end"] == {"greedy": 0.5}
     assert found["parts_s"]["waiting"] == 0.5 and found["parts_s"]["generation"] == 19.5
+
+
+def test_the_fast_lane_asks_and_pays_as_verl_does(untouched, task, tmp_path):
+    from benchmarks.lab.tasks import Language, task_of
+    from benchmarks.lm.convert import mend
+    from benchmarks.lm.tasks import TASKS, write_questions
+
+    mend(untouched)
+    (name,) = (name for name, known in TASKS.items() if known is task)
+    of = task_of(name, 12)
+    assert of == Language(name) and of.solved(untouched, 5) is None
+    write_questions(task, tmp_path, train=4, val=1, seed=3)
+    rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    for asked, row in zip(of.draw(untouched, 3, 4), rows, strict=True):
+        ids = untouched.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        assert list(asked.ids) == ids
+        right = json.loads(asked.answer)["answer"]
+        for text, reward, stated in ((f"<answer>{right}</answer>", (1, True), True), (right, (0, False), False)):
+            response = np.array([*untouched.encode(text, add_special_tokens=False), untouched.eos_token_id])
+            assert of.reward(untouched, asked, response) == reward
+            assert of.states_answer(untouched, response) == stated
