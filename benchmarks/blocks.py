@@ -141,6 +141,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     },
     "lab-r2po-source": lambda: publish.provenance(result("lab-r2po")) + "\n",
     "lm": lambda: markdown(lm.rows(result("lm")["runs"])),
+    "lm-end": lambda: markdown(lm.ends(result("lm"))),
     "lm-time": lambda: markdown(lm.parts(result("lm"))),
     "lm-source": lambda: lm.provenance(result("lm")) + "\n",
     "contamination": lambda: markdown(

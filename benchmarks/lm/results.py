@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.lab.publish import end_rows
 from benchmarks.results import final_accuracy, late_accuracy, origin, spread, time_rows
 from benchmarks.statistics import Record, reached
 from rpo_verl.tools.evaluation.results import markdown
@@ -39,6 +40,13 @@ def parts(found: Mapping[str, Any]) -> list[list[str]]:
     return time_rows({"runs": found["runs"]})
 
 
+def ends(found: Mapping[str, Any]) -> list[list[str]]:
+    """Table of what the trained models do on held-out questions of the task, one arm per row, head first."""
+    runs = {arm: {seed: run | run["end"] for seed, run in of.items()} for arm, of in found["runs"].items()}
+    _, *rest = zip(*end_rows({"runs": {found["settings"]["task"]: runs}}), strict=True)
+    return [list(row) for row in zip(*rest, strict=True)]
+
+
 def provenance(found: Mapping[str, Any]) -> str:
     """One sentence: command, length, learning rate, machine, versions, commits."""
     settings = found["settings"]
@@ -55,4 +63,5 @@ def provenance(found: Mapping[str, Any]) -> str:
 
 def page(found: Mapping[str, Any]) -> str:
     """All tables as Markdown, and where they come from."""
-    return "\n".join([markdown(rows(found["runs"])), markdown(parts(found)), provenance(found)]) + "\n"
+    tables = (rows(found["runs"]), ends(found), parts(found))
+    return "\n".join([*map(markdown, tables), provenance(found)]) + "\n"

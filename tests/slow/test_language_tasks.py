@@ -157,7 +157,8 @@ def test_record_of_a_run(tmp_path):
     trained = {"timing_s/step": 60.0, "timing_s/gen": 20.0, "critic/score/mean": 0.25, "response_length/mean": 48.0,
                "prompt_length/mean": 52.0, "perf/total_num_tokens": 3200.0}  # fmt: skip
     validated = {"val-core/chain_sum/acc/mean@4": 0.3, "val-core/chain_sum/reward/mean@4": 0.4}
-    logged = [validated, trained, trained | {"val-core/chain_sum/acc/mean@4": 0.35}]
+    with_head = {"val-core/chain_sum/acc/mean@4": 0.35, "r2po/head/kl": 0.01, "r2po/head/entropy_gain": -0.02}
+    logged = [validated, trained, trained | with_head]
     lines = [json.dumps({"step": step, "data": data}) for step, data in enumerate(logged)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     events = [{"time": 1.0, "finished": "a"}, {"time": 1.5, "taken": ["a"]}] * 2
@@ -169,7 +170,7 @@ def test_record_of_a_run(tmp_path):
         {"step": 2, "seconds": 120.0, "tokens": 3072, "accuracy": 0.35},
     ]
     assert found["response_tokens"] == [48.0, 48.0] and found["generated_tokens_per_sample"] == 48.0
-    assert found["end"] == {"greedy": 0.5}
+    assert found["end"] == {"greedy": 0.5} and found["head"] == {"head_kl": 0.01, "head_entropy_gain": -0.02}
     assert found["parts_s"]["waiting"] == 0.5 and found["parts_s"]["generation"] == 19.5
 
 
