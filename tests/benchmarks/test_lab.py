@@ -844,7 +844,8 @@ def test_what_arms_leave_behind():
     assert dict(zip(head, r2po, strict=True)) == {
         "policy": "biased", "arm": "r2po", "seeds": "2", "against grpo, points": r2po[3], "at the end": "0.500",
         "greedy": "0.900", "pass@1": "–", "pass@8": "0.800", "pass@32": "0.950", "distinct answers": "0.60",
-        "entropy": "0.0100", "format errors": "10.00%", "answer, tokens": "–", "KL(head)": "0.0200", "entropy gain": "-0.0100",
+        "entropy": "0.0100", "format errors": "10.00%", "answer, tokens": "–",
+        "KL(head)": "0.0200", "entropy gain": "-0.0100",
     }  # fmt: skip
     assert r2po[3].startswith("-5.0 [")
     assert grpo[-2:] == ["–", "–"]
