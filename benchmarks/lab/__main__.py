@@ -1,7 +1,7 @@
 """Train one arm of the fast lane, or a suite of them.
 
     python -m benchmarks.lab [--arm grpo] [--model tiny] [--seed 1] … [rpo.KEY=VALUE …]
-    python -m benchmarks.lab --suite lr|competitors|reuse|long|r2po [--arms …] [--seeds 1,2,3] [--lanes 2]
+    python -m benchmarks.lab --suite lr|competitors|reuse|long|r2po|lm [--arms …] [--seeds 1,2,3] [--lanes 2]
         [--continue-from RESULTS] [-- OPTION …]
 
 A run writes its record to runs/lab/ARM-seedSEED.json, a suite to runs/lab/SUITE/, with results.json and results.md of

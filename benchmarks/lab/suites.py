@@ -128,10 +128,20 @@ LONG = {
     name: (*options, "--steps", "200") for name, options in REUSE.items() if name.rpartition("-")[2] in ("grpo", "rpo")
 }
 
+#: The language model: what benchmarks/lm/bench.py trains through veRL.
+_LANGUAGE = ("--model", "chain_sum", "--bfloat16", "--questions", "128", "--eval-questions", "128")
+#: A sweep of its learning rates; the model is larger, so they are smaller.
+LM = {
+    f"chain_sum-{family}-lr{lr}": (*_LANGUAGE, "--lr", lr, *FAMILIES[family])
+    for family in ("grpo", "rpo")
+    for lr in ("1e-5", "2e-5", "4e-5", "8e-5")
+}
+
 SUITES = {
     "lr": Named(LR, (11, 12)),
     "competitors": Named(COMPETITORS, (1, 2, 3, 4, 5)),
     "reuse": Named(REUSE, (1, 2, 3, 4, 5)),
     "long": Named(LONG, (1,)),
+    "lm": Named(LM, (11,)),
     "r2po": Named(R2PO, (1, 2, 3, 4, 5)),
 }

@@ -47,11 +47,13 @@ ARMS = {name: MAIN[name].overrides for name in ("grpo", "rpo", "rpo-uncredited")
 GROUP_SIZE = 8
 #: Of the recipe. The limits leave a third more than the longest worked solution has.
 KNOBS = {
-    "QUESTIONS_PER_STEP": "8", "GROUP_SIZE": str(GROUP_SIZE), "MICRO_BATCH_SIZE": "16", "LEARNING_RATE": "2e-5",
+    "QUESTIONS_PER_STEP": "8", "GROUP_SIZE": str(GROUP_SIZE), "MICRO_BATCH_SIZE": "16",
     "MAX_PROMPT_LENGTH": "64", "MAX_RESPONSE_LENGTH": "96",
     # In bfloat16 the trainer and vLLM differ, so the trainer computes the old log-probabilities itself.
     "BYPASS_OLD_LOG_PROB": "false",
 }  # fmt: skip
+#: Arm → learning rate, from a sweep in the fast lane (suite `lm`).
+LEARNING_RATES = {"grpo": "2e-5", "rpo": "2e-5", "rpo-uncredited": "2e-5", "r2po": "2e-5"}
 #: Layers compute in bfloat16, with weights in float32: veRL's defaults on a GPU, and several times as fast on a
 #: processor with instructions for it.
 BFLOAT16 = (
@@ -86,6 +88,7 @@ def run(task: str, arm: str, seed: int, out: Path, steps: int, test_freq: int) -
     ]
     train(
         folder.name, folder, overrides, steps=steps, seed=seed, test_freq=test_freq, **environment(task), **KNOBS,
+        LEARNING_RATE=LEARNING_RATES[arm],
         DATA_DIR=str(data_of(out, seed).resolve()), WAITING_FILE=str((folder / "waiting.jsonl").resolve()),
         VERL_USE_EXTERNAL_MODULES="benchmarks.waiting",
     )  # fmt: skip
@@ -95,7 +98,9 @@ def run(task: str, arm: str, seed: int, out: Path, steps: int, test_freq: int) -
     ]  # fmt: skip
     subprocess.run(measured, check=True, cwd=ROOT, env=os.environ | environment(task), stdout=subprocess.DEVNULL)
     record(folder)  # raises where a file is missing
-    (folder / FINISHED).write_text(json.dumps({"commit": commit(), "processor": processor()}) + "\n")
+    (folder / FINISHED).write_text(
+        json.dumps({"commit": commit(), "processor": processor(), "lr": LEARNING_RATES[arm]}) + "\n"
+    )
 
 
 def exported(folder: Path, steps: int) -> Path:

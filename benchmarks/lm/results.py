@@ -52,11 +52,13 @@ def provenance(found: Mapping[str, Any]) -> str:
     settings = found["settings"]
     knobs = settings["knobs"]
     runs = [run for by_seed in found["runs"].values() for run in by_seed.values()]
+    rates = {arm: "/".join(sorted({run["lr"] for run in by_seed.values()})) for arm, by_seed in found["runs"].items()}
+    rated = ", ".join(f"{lr} ({arm})" for arm, lr in rates.items())
     return (
         f"`python -m benchmarks.lm.bench --task {settings['task']}`: {settings['questions']} questions, "
         f"{knobs['QUESTIONS_PER_STEP']} a step with {knobs['GROUP_SIZE']} answers each, {settings['steps']} training "
-        f"steps, learning rate {knobs['LEARNING_RATE']}, validated every {settings['test_freq']} on "
-        f"{settings['val_questions']} questions, {settings['samples']} answers to each; "
+        f"steps, learning rates {rated}, validated every {settings['test_freq']} on {settings['val_questions']} questions, "
+        f"{settings['samples']} answers to each; "
         f"{origin(found['machine'], runs)}"
     )
 
