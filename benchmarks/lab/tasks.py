@@ -87,7 +87,13 @@ class Language:
     held_out_seed = 2000
 
     def start(self) -> Path:
-        """The model that trainings begin with; made if it is not there."""
+        """The model that trainings begin with; made if it is not there.
+
+        Raises:
+            ConfigError: if the packages of the task are not there.
+        """
+        if missing := [name for name in ("gguf", "reasoning_gym") if find_spec(name) is None]:
+            raise ConfigError(f"--model={self.name}: no package {' and '.join(missing)}. `make build/lm` installs them")
         from benchmarks.lm import start_of
         from benchmarks.lm.tasks import TASKS
         from benchmarks.lm.warm_start import warm_start
@@ -131,19 +137,10 @@ def task_of(model: str, problem_steps: int) -> Task:
     Args:
         model: name of the policy, or a Hugging Face folder of a tiny reasoner.
         problem_steps: operations in a question of the tiny reasoner.
-
-    Raises:
-        ConfigError: if the packages of a language model's task are not there.
     """
-    if model not in LANGUAGE:
-        return Operations(problem_steps, many_solutions=model == "talkative")
-    _needs_packages(model)
-    return Language(model)
-
-
-def _needs_packages(model: str) -> None:
-    if missing := [name for name in ("gguf", "reasoning_gym") if find_spec(name) is None]:
-        raise ConfigError(f"--model={model}: no package {' and '.join(missing)}. `make build/lm` installs them")
+    if model in LANGUAGE:
+        return Language(model)
+    return Operations(problem_steps, many_solutions=model == "talkative")
 
 
 def _asked(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> tuple[int, ...]:

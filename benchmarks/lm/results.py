@@ -57,8 +57,8 @@ def provenance(found: Mapping[str, Any]) -> str:
     return (
         f"`python -m benchmarks.lm.bench --task {settings['task']}`: {settings['questions']} questions, "
         f"{knobs['QUESTIONS_PER_STEP']} a step with {knobs['GROUP_SIZE']} answers each, {settings['steps']} training "
-        f"steps, learning rates {rated}, validated every {settings['test_freq']} on {settings['val_questions']} questions, "
-        f"{settings['samples']} answers to each; "
+        f"steps, learning rates {rated}, validated every {settings['test_freq']} on "
+        f"{settings['val_questions']} questions, {settings['samples']} answers to each; "
         f"{origin(found['machine'], runs)}"
     )
 

@@ -704,12 +704,12 @@ def test_an_answer_without_a_number_is_a_format_error(policy, text, expected):
     assert Operations(12).states_answer(policy.tokenizer, response) == expected
 
 
-def test_a_policy_comes_with_its_task(monkeypatch):
+def test_a_policy_comes_with_its_task(monkeypatch, tmp_path):
     assert task_of("biased", 12) == Operations(12) and task_of("a/folder", 5) == Operations(5)
     assert task_of("talkative", 12).solved(None, 3) is None
     monkeypatch.setattr("benchmarks.lab.tasks.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--model=chain_sum: no package gguf and reasoning_gym.*make build/lm"):
-        task_of("chain_sum", 12)
+        options.model_folder("chain_sum", tmp_path)
 
 
 def test_log_probabilities_in_bfloat16_are_close_and_train_float32_weights():
