@@ -22,7 +22,7 @@ from benchmarks.lab.groups import observe, plan_starts, roll_out
 from benchmarks.lab.policy import BrokenDown, Policy
 from benchmarks.lab.questions import Question, Visits, overlong_penalty
 from benchmarks.lab.sampler import Continuation
-from benchmarks.lab.tasks import Operations, task_of
+from benchmarks.lab.tasks import LANGUAGE, Operations, task_of
 from benchmarks.lab.training import Training, signal_of
 from benchmarks.lab.update import UpdateOptions, Updater, learning_rate_factor
 from benchmarks.tiny import CHECKPOINT, ROOT, task, write_questions
@@ -518,7 +518,7 @@ def test_arms_of_suites_can_run(name):
     for arm, given in arms.items():
         args = options.parser().parse_args(list(given))
         options.check(args)
-        assert args.model in options.MODELS
+        assert args.model in (*options.MODELS, *LANGUAGE)
         assert runs.model_of(given) == args.model
         assert "-seed" not in arm
     assert len(set(arms.values())) == len(arms), "two arms are the same"
