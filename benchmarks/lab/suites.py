@@ -111,6 +111,9 @@ R2PO = _on_policies(
     {
         "grpo": ("grpo", "--arm", "grpo"),
         "r2po": ("grpo", "--arm", "r2po"),
+        "r2po-every20": ("grpo", "--arm", "r2po", "r2po.head_every=20"),
+        # As many steps of the policy as R²PO's defaults have.
+        "grpo-38steps": ("grpo", "--arm", "grpo", "--steps", "38"),
         "grpo-T1.2": ("grpo", "--arm", "grpo", "--temperature", "1.2"),
         "r2po-paper": (
             "grpo", "--arm", "r2po", "r2po.head_every=40", "r2po.correction=none", "r2po.head.rank=null",
