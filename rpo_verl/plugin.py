@@ -74,6 +74,6 @@ except Exception as error:
         raise SystemExit(
             f"rpo_verl: the plug-in could not be loaded ({type(error).__name__}: {error}), so the run would be veRL's "
             "alone. Repair the installation (pip install --force-reinstall rpo-verl), or train without it by removing "
-            "the overrides of rpo and lean."
+            "the overrides of rpo, r2po and lean."
         ) from error
     raise

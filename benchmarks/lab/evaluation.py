@@ -14,8 +14,6 @@ from rpo_verl.tools.evaluation.estimators import pass_at_k
 
 #: Questions that are answered often.
 ANSWERED = 64
-#: A temperature at which the most likely token is drawn.
-GREEDY = 1e-4
 #: Rollouts at a time.
 AT_ONCE = 128
 
@@ -47,7 +45,7 @@ class Evaluation:
         """
         asked = min(ANSWERED, len(self._questions))
         answers = self._answers(asked, each)
-        greedy = self._answers(asked, 1, GREEDY)
+        greedy = self._answers(asked, 1, temperature=0.0)
         right = [sum(right for right, _ in of_one) for of_one in answers]
         written = [answer for of_one in answers for _, answer in of_one]
         return {
@@ -63,7 +61,7 @@ class Evaluation:
         }
 
     def _answers(self, count: int, each: int, temperature: float = 1.0) -> list[list[tuple[bool, Continuation]]]:
-        """Rollouts of every answer to the first held-out questions, and whether they are right."""
+        """`each` rollouts to every one of the first `count` held-out questions, and whether they are right."""
         tokenizer, task = self._policy.tokenizer, self._task
         at_once, found = max(1, AT_ONCE // each), []
         for first in range(0, count, at_once):

@@ -67,9 +67,11 @@ class HeadTraining:
         states, labels = self._policy.states(questions, responses)
         lengths = torch.tensor([len(response) for response in responses])
         written = torch.arange(labels.shape[1]) < lengths[:, None]
+        with self._policy.precision():
+            logits = self._policy.model.get_output_embeddings()(states[written])
         return Tokens(
-            hidden=states[written],
-            logits=self._policy.model.get_output_embeddings()(states[written]),
+            hidden=states[written].float(),
+            logits=logits.float(),
             labels=labels[written],
             advantages=torch.tensor(advantages).repeat_interleave(lengths),
             old_log_probs=torch.from_numpy(np.concatenate(sampled)),

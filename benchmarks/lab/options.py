@@ -72,7 +72,11 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run = made.add_argument_group("a run")
     run.add_argument("--arm", choices=METHODS, default="grpo")
-    run.add_argument("--model", default="tiny", help=f"{', '.join((*MODELS, *LANGUAGE))}, or a Hugging Face folder")
+    run.add_argument(
+        "--model",
+        default="tiny",
+        help=f"{', '.join((*MODELS, *LANGUAGE))}, or a Hugging Face folder of a tiny reasoner",
+    )
     run.add_argument("--seed", type=int, default=1, help="of questions, their order, and sampling")
     run.add_argument("--steps", type=int, default=48)
     run.add_argument("--max-tokens", type=int, help="end when so many were generated; the schedule ends there too")
@@ -203,4 +207,6 @@ def model_folder(name: str, made: Path) -> Path:
         return Language(name).start()
     if (Path(name) / "config.json").exists():
         return Path(name)
-    raise ConfigError(f"--model={name}: neither one of {', '.join((*MODELS, *LANGUAGE))} nor a Hugging Face folder")
+    raise ConfigError(
+        f"--model={name}: neither one of {', '.join((*MODELS, *LANGUAGE))} nor a Hugging Face folder of a tiny reasoner"
+    )

@@ -14,7 +14,7 @@ from rpo_verl.upstream.questions import read_end_ids
 
 
 class BrokenDown(RuntimeError):
-    """A training that cannot go on, because the policy is right or wrong everywhere."""
+    """A training that cannot go on: the policy is right or wrong everywhere, or its probabilities are not numbers."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from benchmarks.lab.policy import BrokenDown
+
 #: Model types whose layers `Sampler` knows.
 KNOWN = ("llama", "qwen2", "qwen3")
 
@@ -69,16 +71,17 @@ class Sampler:
             contexts: (B,) token ids of each, question and prefix; at least one token.
             room: (B,) maximum tokens to generate behind each, at least 1.
             generator: source of randomness.
-            temperature: above 0; divides the logits.
+            temperature: divides the logits; 0: the most likely token, with its log-probability at temperature 1.
             head: R²PO's, whose residual is added to the logits; None: the policy alone.
 
         Raises:
-            ValueError: if a context is empty, a room below 1, or the temperature not above 0.
+            ValueError: if a context is empty, a room below 1, or the temperature below 0.
+            BrokenDown: if the model's probabilities are not numbers.
         """
-        if min(map(len, contexts)) < 1 or min(room) < 1 or not temperature > 0:
+        if min(map(len, contexts)) < 1 or min(room) < 1 or not temperature >= 0:
             raise ValueError(
                 f"shortest context {min(map(len, contexts))}, smallest room {min(room)}, temperature {temperature}: "
-                "every context needs a token and room for one, and the temperature must be above 0"
+                "every context needs a token and room for one, and the temperature must be at least 0"
             )
         with self._precision():
             return self._continue(contexts, room, generator, temperature, head)
@@ -116,9 +119,10 @@ class Sampler:
         for written in range(most):
             logits = self._model.lm_head(states).float()
             if head is not None:
-                logits = logits + head(states)
-            log_p = (logits.float() / temperature).log_softmax(-1)
-            token = _draw(log_p, generator)
+                with torch.autocast("cpu", enabled=False):
+                    logits = logits + head(states.float())
+            log_p = (logits / (temperature or 1.0)).log_softmax(-1)
+            token = _draw(log_p, generator) if temperature else log_p.argmax(-1, keepdim=True)
             tokens[rows, written], log_probs[rows, written] = token[:, 0], log_p.gather(1, token)[:, 0]
             lengths[rows[going]] += 1
             going = going & ~torch.isin(token[:, 0], self._end) & (written + 1 < rooms[rows])
@@ -185,8 +189,13 @@ def _draw(log_p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A token for each row of log-probabilities (B, V), (B, 1) int64.
 
     One random number a row: `torch.multinomial` draws one for each token of the vocabulary.
+
+    Raises:
+        BrokenDown: if they are not numbers.
     """
     reached = log_p.double().exp_().cumsum(-1)
+    if not reached[:, -1].isfinite().all():
+        raise BrokenDown("the probabilities of the next token are not numbers: the learning rate is too high")
     at = torch.rand(len(log_p), 1, dtype=torch.double, generator=generator) * reached[:, -1:]
     # `right`, so that a token of probability 0 is never drawn.
     return torch.searchsorted(reached, at, right=True).clamp(max=log_p.shape[-1] - 1)

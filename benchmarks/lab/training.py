@@ -289,7 +289,8 @@ class Training:
             solved = self._validation
             found = self._evaluation.figures(ANSWERS if solved is None else FEW_ANSWERS) if self.progress >= 1 else {}
             # What is exact stands in place of what is sampled.
-            found |= self._evaluation.accuracy() if solved is None else measure(self.policy.model, solved)
+            with self.policy.precision():
+                found |= self._evaluation.accuracy() if solved is None else measure(self.policy.model, solved)
         point = {"step": self.step, "tokens": self.tokens, **self.clock.training, **found}
         self.curve.append(point)
         report(

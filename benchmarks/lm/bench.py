@@ -29,6 +29,7 @@ from benchmarks.lm.results import page
 from benchmarks.lm.tasks import TASKS, write_questions
 from benchmarks.lm.warm_start import warm_start
 from benchmarks.machine import commit, machine, processor
+from benchmarks.policies import sha256
 from benchmarks.steps import parts_of, read_metrics, step_of
 from benchmarks.tiny import ROOT
 from benchmarks.training import SAVE, claim, train
@@ -52,7 +53,7 @@ KNOBS = {
     # In bfloat16 the trainer and vLLM differ, so the trainer computes the old log-probabilities itself.
     "BYPASS_OLD_LOG_PROB": "false",
 }  # fmt: skip
-#: Arm → learning rate, from a sweep in the fast lane (suite `lm`).
+#: Arm → learning rate. 2e-5 learns and 1e-4 unlearned in the fast lane; a sweep (suite `lm`) is not complete.
 LEARNING_RATES = {"grpo": "2e-5", "rpo": "2e-5", "rpo-uncredited": "2e-5", "r2po": "2e-5"}
 #: Layers compute in bfloat16, with weights in float32: veRL's defaults on a GPU, and several times as fast on a
 #: processor with instructions for it.
@@ -75,6 +76,9 @@ def run(task: str, arm: str, seed: int, out: Path, steps: int, test_freq: int) -
     folder = out / f"{arm}-seed{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    origin = {
+        "commit": commit(), "processor": processor(), "lr": LEARNING_RATES[arm], "policy": sha256(start_of(task)),
+    }  # fmt: skip
     overrides = [
         f"actor_rollout_ref.rollout.val_kwargs.n={SAMPLES}",
         # veRL gives vLLM the same random numbers for every data.seed.
@@ -92,15 +96,14 @@ def run(task: str, arm: str, seed: int, out: Path, steps: int, test_freq: int) -
         DATA_DIR=str(data_of(out, seed).resolve()), WAITING_FILE=str((folder / "waiting.jsonl").resolve()),
         VERL_USE_EXTERNAL_MODULES="benchmarks.waiting",
     )  # fmt: skip
+    model, figures = exported(folder, steps).resolve(), (folder / FIGURES).resolve()
     measured = [
-        sys.executable, "-W", "ignore", "-m", "benchmarks.lm.measure", str(exported(folder, steps)), "--task", task,
-        "--questions", str(MEASURED), "--answers", str(ANSWERS), "--out", str((folder / FIGURES).resolve()),
+        sys.executable, "-W", "ignore", "-m", "benchmarks.lm.measure", str(model), "--task", task,
+        "--questions", str(MEASURED), "--answers", str(ANSWERS), "--out", str(figures),
     ]  # fmt: skip
     subprocess.run(measured, check=True, cwd=ROOT, env=os.environ | environment(task), stdout=subprocess.DEVNULL)
     record(folder)  # raises where a file is missing
-    (folder / FINISHED).write_text(
-        json.dumps({"commit": commit(), "processor": processor(), "lr": LEARNING_RATES[arm]}) + "\n"
-    )
+    (folder / FINISHED).write_text(json.dumps(origin) + "\n")
 
 
 def exported(folder: Path, steps: int) -> Path:
@@ -168,6 +171,7 @@ def settings_of(task: str, steps: int, test_freq: int) -> dict[str, Any]:
     return {
         "task": task, "steps": steps, "test_freq": test_freq, "questions": QUESTIONS, "val_questions": VAL_QUESTIONS,
         "samples": SAMPLES, "knobs": KNOBS, "overrides": list(BFLOAT16),
+        "measured": MEASURED, "answers": ANSWERS,
     }  # fmt: skip
 
 

@@ -41,8 +41,14 @@ def parts(found: Mapping[str, Any]) -> list[list[str]]:
 
 
 def ends(found: Mapping[str, Any]) -> list[list[str]]:
-    """Table of what the trained models do on held-out questions of the task, one arm per row, head first."""
-    runs = {arm: {seed: run | run["end"] for seed, run in of.items()} for arm, of in found["runs"].items()}
+    """Table of what trained models do on held-out questions, the same for all runs, one arm per row, head first.
+
+    `at the end` is on more questions than the other columns, with one answer to each.
+    """
+    runs = {
+        arm: {seed: run | run["end"] | {"curve": [run["end"]]} for seed, run in of.items()}
+        for arm, of in found["runs"].items()
+    }
     _, *rest = zip(*end_rows({"runs": {found["settings"]["task"]: runs}}), strict=True)
     return [list(row) for row in zip(*rest, strict=True)]
 

@@ -32,6 +32,8 @@ Habit = Callable[[Random, int], int]
 
 #: Share of the negative results that lose their sign, so that forgetting it is the likelier thing to do.
 FORGOTTEN = 0.65
+#: Trainings have seeds below: the warm start has this one, and held-out questions have a later one.
+RESERVED = 1000
 #: Questions of a seed; seeds take the ones that follow each other.
 BLOCK = 1_000_000
 
@@ -146,10 +148,13 @@ def write_questions(task: Task, folder: Path, *, train: int, val: int, seed: int
     """Write train.parquet and val.parquet to `folder`; no question is in both, and none is an example.
 
     Raises:
-        ValueError: for seed 0, which has the examples.
+        ValueError: for seed 0, which has the examples, and for those of the warm start and of the held-out questions.
     """
-    if seed < 1:
-        raise ValueError(f"seed={seed}: must be at least 1, because seed 0 has the examples of the prompts")
+    if not 1 <= seed < RESERVED:
+        raise ValueError(
+            f"seed={seed}: must be from 1 to {RESERVED - 1}: seed 0 has the examples of the prompts, {RESERVED} and "
+            "above the warm start and held-out questions"
+        )
     examples = {ask(entry) for entry in islice(task.entries(seed=0), task.examples)}
     stream = (entry for entry in task.entries(seed) if ask(entry) not in examples)
     folder.mkdir(parents=True, exist_ok=True)

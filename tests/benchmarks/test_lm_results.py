@@ -9,8 +9,8 @@ def run(*accuracies):
         "curve": curve, "generated_tokens": 2000, "generated_tokens_per_sample": 50.0, "train_s": 120.0, "step_s": 4.0,
         "parts_s": {"generation": 3.0, "update": 1.0}, "commit": "abc123", "processor": "some processor",
         "lr": "2e-5",
-        "end": {"greedy": 0.5, "pass_at_k": {"1": 0.4, "8": 0.6, "32": 0.8}, "entropy": 0.05, "distinct_share": 0.5,
-                "format_errors": 0.0, "answer_tokens": 48.0},
+        "end": {"accuracy": 0.45, "greedy": 0.5, "pass_at_k": {"1": 0.4, "8": 0.6, "32": 0.8}, "entropy": 0.05,
+                "distinct_share": 0.5, "format_errors": 0.0, "answer_tokens": 48.0},
     }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def test_page():
         }
     )
     assert "| grpo | 4.00 | 3.000 | 1.000 |" in page
-    assert "| grpo | 1 |  | 0.400 | 0.500 | 0.400 | 0.600 | 0.800 | 0.50 | 0.0500 | 0.00% | 48.0 | – | – |" in page
+    assert "| grpo | 1 |  | 0.450 | 0.500 | 0.400 | 0.600 | 0.800 | 0.50 | 0.0500 | 0.00% | 48.0 | – | – |" in page
     assert "`python -m benchmarks.lm.bench --task chain_sum`: 32 questions, 4 a step with 8 answers each" in page
     assert "45 training steps, learning rates 2e-5 (grpo), validated every 15" in page
     assert page.endswith("; a run a core, 2 cores of some processor, Python 3.11, verl 0.9.1; commit abc123.\n")

@@ -13,6 +13,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from benchmarks.lab.policy import BrokenDown
 from benchmarks.lab.sampler import Sampler
 from benchmarks.tiny import CHECKPOINT
 
@@ -117,9 +118,27 @@ def test_the_sampler_follows_the_weights():
 
 def test_what_cannot_be_sampled_is_refused():
     sampler = Sampler(qwen2().eval(), {1})
-    for contexts, room, temperature in ([[[]], [1], 1.0], [[[2]], [0], 1.0], [[[2]], [1], 0.0]):
+    for contexts, room, temperature in ([[[]], [1], 1.0], [[[2]], [0], 1.0], [[[2]], [1], -1.0]):
         with pytest.raises(ValueError, match="every context needs a token"):
             sampler.sample(contexts, room, random(), temperature)
     sliding = Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=4, max_window_layers=1)
     with pytest.raises(ValueError, match=r"sliding_attention.*full attention"):
         Sampler(Qwen2ForCausalLM(sliding), {1})
+
+
+def test_at_temperature_0_the_most_likely_token_is_taken():
+    torch.manual_seed(0)
+    model = qwen2().eval()
+    (found,) = Sampler(model, {1}).sample([[2, 3, 4]], [12], random(), 0.0)
+    with torch.no_grad():
+        logits = model(torch.tensor([[2, 3, 4, *found.tokens]])).logits[0, 2:-1]
+    assert found.tokens.tolist() == logits.argmax(-1).tolist()
+    expected = logits.log_softmax(-1).max(-1).values.numpy()
+    np.testing.assert_allclose(found.log_probs, expected, atol=1e-4)
+
+
+def test_a_model_that_broke_is_named():
+    model = llama().eval()
+    model.lm_head.weight.data.fill_(torch.nan)
+    with pytest.raises(BrokenDown, match="the learning rate is too high"):
+        Sampler(model, {1}).sample([[2]], [3], random())

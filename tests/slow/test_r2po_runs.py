@@ -161,7 +161,7 @@ def test_lora_with_a_kl_loss(tmp_path, data_dir):
 
 def test_the_authors_settings_under_dapo(tmp_path, data_dir):
     run = run_recipe(
-        tmp_path, "+r2po=paper", "r2po.head_every=2", "algorithm.filter_groups.enable=true",
+        tmp_path, "+r2po=paper", "r2po.head_every=2", "r2po.head_steps=1", "algorithm.filter_groups.enable=true",
         "algorithm.filter_groups.metric=acc", "trainer.val_before_train=false", STEPS="2", DATA_DIR=str(data_dir),
     )  # fmt: skip
     ran(run, (1, 2))
