@@ -18,6 +18,8 @@ with pytest.MonkeyPatch.context() as patch:
     from rpo_verl.r2po.hooks.vllm import DOWN, UP, RolloutHeadExtension, SampledHead
 
 VOCABULARY, HIDDEN = 6, 4
+#: What veRL's patch of the model reads.
+CONFIG = SimpleNamespace(speculative_config=None)
 #: Of the head: every residual is the sum of the hidden state's positive part.
 WEIGHTS = [(DOWN, torch.eye(HIDDEN)), (UP, torch.ones(VOCABULARY, HIDDEN))]
 
@@ -37,13 +39,13 @@ def read_prompt(runner, hidden, fail=False):
 
 
 def v1():
-    runner = SimpleNamespace(model=Model())
+    runner = SimpleNamespace(model=Model(), vllm_config=CONFIG)
     runner._get_prompt_logprobs_dict = MethodType(read_prompt, runner)
     return runner, lambda: runner._get_prompt_logprobs_dict
 
 
 def v2():
-    runner = SimpleNamespace(model=Model(), prompt_logprobs_worker=SimpleNamespace())
+    runner = SimpleNamespace(model=Model(), vllm_config=CONFIG, prompt_logprobs_worker=SimpleNamespace())
     runner.prompt_logprobs_worker.compute_prompt_logprobs = MethodType(read_prompt, runner)
     return runner, lambda: runner.prompt_logprobs_worker.compute_prompt_logprobs
 
