@@ -110,9 +110,9 @@ REUSE = _on_policies(
 R2PO = _on_policies(
     {
         "grpo": ("grpo", "--arm", "grpo"),
-        "r2po": ("grpo", "--arm", "r2po"),
-        "r2po-every20": ("grpo", "--arm", "r2po", "r2po.head_every=20"),
-        # As many steps of the policy as R²PO's defaults have.
+        "r2po": ("grpo", "--arm", "r2po", "r2po.head_every=20"),
+        "r2po-every5": ("grpo", "--arm", "r2po", "r2po.head_every=5"),
+        # As many steps of the policy as r2po-every5 has.
         "grpo-38steps": ("grpo", "--arm", "grpo", "--steps", "38"),
         "grpo-T1.2": ("grpo", "--arm", "grpo", "--temperature", "1.2"),
         "r2po-paper": (
