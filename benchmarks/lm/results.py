@@ -64,7 +64,7 @@ def provenance(found: Mapping[str, Any]) -> str:
         f"`python -m benchmarks.lm.bench --task {settings['task']}`: {settings['questions']} questions, "
         f"{knobs['QUESTIONS_PER_STEP']} a step with {knobs['GROUP_SIZE']} answers each, {settings['steps']} training "
         f"steps, learning rates {rated}, validated every {settings['test_freq']} on "
-        f"{settings['val_questions']} questions, {settings['samples']} answers to each; "
+        f"{settings['val_questions']} questions, answers to each: {settings['samples']}; "
         f"{origin(found['machine'], runs)}"
     )
 
