@@ -87,7 +87,7 @@ def test_vllm_without_the_head_is_refused():
         (["+r2po=enabled"], {f"{ROLLOUT}.temperature": 0.7, f"{ROLLOUT}.logprobs_mode": "raw_logprobs"},
          "logprobs_mode=raw_logprobs with temperature=0.7"),
         (["+r2po=enabled"], {f"{ROLLOUT}.temperature": 0}, "temperature=0"),
-        (["+r2po=enabled"], {"r2po.head_steps": 5}, "r2po.head_steps=5: must be below"),
+        (["+r2po=enabled"], {"r2po.head_steps": 20}, "r2po.head_steps=20: must be below"),
         (["+r2po=enabled"], {"trainer.use_v1": False}, "trainer.use_v1=False: r2po works with"),
     ],
 )  # fmt: skip
