@@ -318,6 +318,7 @@ def test_verdicts_on_r2po():
     assert against("r2po-every5", "grpo") == (-6.4, True)
     assert against("grpo-38steps", "grpo") == (-5.0, True)
     assert against("r2po-every5", "grpo-38steps") == (-1.5, False)
+    assert against("grpo-pods", "grpo") == (-6.8, False)
     assert R2POConfig().head_every == 20
     for of_policy in blocks.result("lab-r2po")["runs"].values():
         assert fmean(run["head"]["head_entropy_gain"] for run in of_policy["r2po-every5"].values()) < 0
