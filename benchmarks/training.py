@@ -6,7 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from benchmarks.steps import Step, read_steps
 from benchmarks.tiny import RECIPE
@@ -14,6 +17,8 @@ from benchmarks.tiny import RECIPE
 COMMAND = Path(sys.executable).parent / "rpo-verl"
 GROUP_SIZE = 8
 SILENCE_S = 20
+#: What Ray's log says when it has killed workers; veRL may wait for them for ever.
+OUT_OF_MEMORY = "killed due to memory pressure"
 
 
 def save_every(steps: int) -> tuple[str, ...]:
@@ -40,7 +45,7 @@ def train(
         knobs: of the recipe, such as GROUP_SIZE, or of the environment.
 
     Raises:
-        SystemExit: if veRL ends with an error; names the log.
+        SystemExit: if veRL ends with an error, or Ray has killed a worker for memory; names the log.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,12 +74,28 @@ def train(
             if not running:
                 break
             if time.monotonic() - spoke > SILENCE_S:
+                if OUT_OF_MEMORY in log.read_text(errors="replace"):
+                    stop(process)
+                    raise SystemExit(f"[{arm}] memory ran out, and Ray killed workers; see {log}. Run fewer at a time")
                 print(f"[{arm}] … {time.monotonic() - launched:.0f} s since the start", flush=True)
                 spoke = time.monotonic()
             time.sleep(0.5)
     if process.returncode != 0:
         raise SystemExit(f"[{arm}] veRL ended with status {process.returncode}; see {log}")
     return logged
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it started, and wait for them."""
+    running = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in running:
+        with suppress(psutil.NoSuchProcess):
+            one.terminate()
+    _, left = psutil.wait_procs(running, timeout=30)
+    for one in left:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
 
 
 def progress(arm: str, step: Step, steps: int, started: float) -> str:
