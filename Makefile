@@ -28,10 +28,10 @@ policies: setup  ## the policies that suites begin with, and what they can: tabl
 bench: setup  ## GRPO, DAPO, RPO and competitors, five seeds each; --suite biased, biased-more, talkative, cuts, talkative-cuts, ablations: hours, resumable; in runs/bench
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
-lab: setup  ## the fast lane, minutes a run; --suite lr, competitors, reuse, r2po: hours, resumable; in runs/lab
+lab: setup  ## the fast lane, minutes a run; --suite lr, competitors, reuse, long, r2po, lm: hours, resumable; in runs/lab
 	VERL_PLATFORM=cpu PYTHONPATH=$(CURDIR)/build/lm $(BIN)/python -W ignore -m benchmarks.lab $(ARGS)
 
-bench-lm: setup build/lm  ## GRPO and RPO on SmolLM2-135M and a task of reasoning-gym, two seeds each: hours, resumable; in runs/lm
+bench-lm: setup build/lm  ## GRPO, RPO and R²PO on SmolLM2-135M and a task of reasoning-gym, two seeds each: hours, resumable; in runs/lm
 	PYTHONPATH=$(CURDIR)/build/lm $(BIN)/python -m benchmarks.lm.bench $(ARGS)
 
 build/lm: requirements/lm.txt  ## the language model and reasoning-gym, apart from .venv
