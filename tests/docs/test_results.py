@@ -56,9 +56,15 @@ def test_a_recorded_arm_trained_with_the_settings_of_its_name():
 
 def test_verdicts_on_the_language_model():
     """Those of docs/benchmarks.md."""
-    grpo = blocks.result("lm")["runs"]["grpo"]["1"]
-    validated = [round(point["accuracy"], 2) for point in grpo["curve"]]
-    assert (validated[0], validated[-1], round(grpo["end"]["accuracy"], 2)) == (0.40, 0.50, 0.46)
+    grpo, rpo = (blocks.result("lm")["runs"][arm]["1"] for arm in ("grpo", "rpo"))
+    for run, first, last, end, once in (
+        (grpo, 0.402, 0.496, 0.461, 0.48),
+        (rpo, 0.375, 0.477, 0.434, 0.432),
+    ):
+        assert [round(run["curve"][at]["accuracy"], 3) for at in (0, -1)] == [first, last]
+        assert round(run["end"]["accuracy"], 3) == end and round(run["end"]["pass_at_k"]["1"], 3) == once
+    assert f"{rpo['generated_tokens'] / grpo['generated_tokens']:.0%}" == "31%"
+    assert f"{rpo['train_s'] / grpo['train_s']:.0%}" == "71%"
 
 
 def test_verdicts_on_pass_at_k():
