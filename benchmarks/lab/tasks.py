@@ -114,7 +114,7 @@ class Language:
         ]
 
     def reward(self, tokenizer: Tokenizer, question: Question, response: np.ndarray) -> tuple[float, bool]:
-        """The verifier's score, of which a near miss may have some."""
+        """The verifier's score. A near miss may earn a part of it."""
         from benchmarks.lm.reward import compute_score as verify
         from benchmarks.lm.tasks import TASKS
 

@@ -45,7 +45,7 @@ class Task:
     dataset: str
     settings: Mapping[str, int]
     steps: Callable[[Entry, Said], list[str]]
-    """The lines of a worked solution, the last of which ends with the answer."""
+    """The lines of a worked solution. The last line ends with the answer."""
 
     instruction: str
     examples: int
